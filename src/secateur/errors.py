@@ -1,0 +1,25 @@
+"""The errors that Secateur raises, each with what, where, got, expected and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["BudgetError", "CompactionError", "GateError", "SecateurError", "TraceError"]
+
+
+class SecateurError(Exception):
+    """Any error that Secateur raises on purpose; its message says what to do next."""
+
+
+class TraceError(SecateurError, ValueError):
+    """The model or its example inputs cannot be traced."""
+
+
+class GateError(SecateurError, ValueError):
+    """A gate method, its settings or the place it is asked to act at do not fit."""
+
+
+class BudgetError(SecateurError, ValueError):
+    """A budget is outside its range, contradictory, or cannot be reached."""
+
+
+class CompactionError(SecateurError, RuntimeError):
+    """A cut failed its proof; nothing was changed."""
