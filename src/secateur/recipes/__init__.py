@@ -1,0 +1,1 @@
+"""Networks, data and settings of the experiments behind ``secateur train``: no part of the library proper."""

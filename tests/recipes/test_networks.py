@@ -1,0 +1,60 @@
+"""The networks are what their papers and pages say: sizes, shapes, prune rates."""
+
+import pytest
+import torch
+
+from secateur.errors import SecateurError
+from secateur.recipes.networks import NETWORKS, DigitsNet, LeNet5, LeNet300, ResNet20, network
+
+
+def n_params(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_maps_its_declared_shape_to_ten_classes(name: str):
+    row = network(name)
+    assert row.build().eval()(torch.zeros(3, *row.shape)).shape == (3, 10)
+
+
+def test_the_digits_network_stays_under_its_promised_size():
+    assert n_params(DigitsNet()) == 48_818
+    assert n_params(DigitsNet()) <= 60_000
+
+
+def test_lenets_have_the_papers_sizes():
+    assert n_params(LeNet300()) == 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    assert n_params(LeNet5()) == 25 * 20 + 20 + 25 * 20 * 50 + 50 + 800 * 500 + 500 + 500 * 10 + 10
+
+
+def test_resnet20_has_19_convolutions_of_3x3_and_one_linear_layer():
+    convolutions = [m for m in ResNet20().modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) == 19
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "percent"),
+    [
+        ("lenet-300-100", (219, 214, 100), 73.98),
+        ("lenet-300-100", (159, 74, 73), 93.28),
+        ("lenet-300-100", (784, 300, 100), 0.0),
+        ("lenet-5", (20, 25, 45, 462), 91.08),
+        ("lenet-5", (6, 10, 39, 11), 99.49),
+        ("lenet-5", (20, 50, 800, 500), 0.0),
+    ],
+)
+def test_prune_rates_agree_with_the_published_rows(name: str, kept: tuple[int, ...], percent: float):
+    # The tables give two decimals.
+    assert 100 * network(name).pruned(kept) == pytest.approx(percent, abs=0.005)
+
+
+@pytest.mark.parametrize("name", [name for name, row in NETWORKS.items() if row.counted])
+def test_counted_dimensions_of_a_dense_network_are_pruned_by_nothing(name: str):
+    row = network(name)
+    shapes = {key: tuple(value.shape) for key, value in row.build().state_dict().items()}
+    assert row.pruned(row.kept(shapes)) == 0.0
+
+
+def test_an_unknown_network_is_refused_with_the_list_of_those_that_exist():
+    with pytest.raises(SecateurError, match=r"unknown network 'lenet'.*digits-resnet.*lenet-5"):
+        network("lenet")
