@@ -1,0 +1,342 @@
+"""Parameters and multiply-accumulates as polynomials of the units that are open: expected, exact, differentiable.
+
+Index conventions: ``U`` units of all groups in a row, ``G`` groups, ``A`` axes, ``K`` the most axes of one term that
+share a group (1 for most networks, 2 with square recurrent weights), ``N`` blocks, ``M`` monomials.
+
+For independent units the number of open units of a group is a sum of independent Bernoulli variables, so its cumulants
+are sums over units. The mean of a product of axes is the sum, over the ways to part these axes into blocks, of products
+of joint cumulants; a block of several axes has one only through the groups that all of them share, which is where
+``z^2 = z`` enters. A term whose axes share no group has one way only: the product of the means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.errors import BudgetError
+from secateur.structure.groups import Axis, Cost, Term
+
+if TYPE_CHECKING:
+    from secateur.structure.groups import Structure
+
+__all__ = ["KINDS", "CostModel", "Kind"]
+
+Kind: TypeAlias = Literal["params", "macs"]
+
+#: What is counted, in the order of every vector of costs.
+KINDS: tuple[Kind, Kind] = ("params", "macs")
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The polynomials as flat tensors of one device.
+
+    Args:
+        segment: int64 ``(U,)``, the group of each unit.
+        fixed: ``(N + 1,)``, constant part of each block; the last is the empty product, 1.
+        weight: ``(N + 1, K * G)``, product of multiplicities by which a sum over a group enters a block.
+        factors: int64 ``(W, M)``, the blocks that each monomial multiplies.
+        coefficients: ``(2, M)``, of parameters and of MACs.
+    """
+
+    segment: Tensor
+    fixed: Tensor
+    weight: Tensor
+    factors: Tensor
+    coefficients: Tensor
+
+    def to(self, device: torch.device) -> _Tables:
+        # Devices without float64 count in float32.
+        real = torch.float32 if device.type == "mps" else torch.float64
+        return _Tables(
+            self.segment.to(device),
+            self.fixed.to(device, real),
+            self.weight.to(device, real),
+            self.factors.to(device),
+            self.coefficients.to(device, real),
+        )
+
+
+class CostModel:
+    r"""Cost of a model as a function of which units are open.
+
+    .. math:: C(n) = \sum_t c_t \prod_{a \in t} \Big(f_a + \sum_g m_{ag} n_g\Big), \qquad n_g = \sum_{i \in g} z_i
+
+    Units of all groups of the structure stand in a row, in the order of ``structure.groups``: vectors of shape
+    ``(U,)``. A group without a gate has chance 1. All evaluations are a handful of tensor operators, whatever the
+    number of layers.
+
+    Args:
+        structure: the model's description; its ``groups``, ``axes``, ``param_terms``, ``mac_terms`` are read.
+
+    Attributes:
+        dense: cost with every unit open.
+        least: cost with one unit left in every group, the smallest that a cut can reach.
+        sizes: units of each group, ``(G,)`` numbers.
+        total: ``U``.
+        segment: int64 ``(U,)``, the group of each unit.
+
+    Raises:
+        BudgetError: if a term or axis names what is not there, or a count is negative.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from secateur.structure.groups import Group
+        >>> hidden = Group("hidden", size=4, members=())  # a linear layer 3 -> 4, then one 4 -> 2, without biases
+        >>> weights = (Term(3.0, (0,), "fc1.weight"), Term(2.0, (0,), "fc2.weight"))
+        >>> structure = SimpleNamespace(
+        ...     groups=(hidden,), axes=(Axis(0, ((0, 1),)),), param_terms=weights, mac_terms=weights
+        ... )
+        >>> costs = CostModel(structure)
+        >>> costs.dense, costs.least
+        (Cost(params=20, macs=20), Cost(params=5, macs=5))
+        >>> costs.expected(torch.tensor([1.0, 1.0, 0.5, 0.0]), "params")
+        tensor(12.5000)
+        >>> costs.exact(torch.tensor([True, True, False, False]))
+        Cost(params=10, macs=10)
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.sizes: tuple[int, ...] = tuple(group.size for group in structure.groups)
+        self.total: int = sum(self.sizes)
+        _check(structure)
+        terms = [*structure.param_terms, *structure.mac_terms]
+        owner = np.repeat(np.arange(2), (len(structure.param_terms), len(structure.mac_terms)))
+        self._highest = max((_sharing(term, structure.axes) for term in terms), default=1)
+        self._tables = {torch.device("cpu"): _tabulate(structure.axes, terms, owner, self.sizes, self._highest)}
+        self._counting = _Counting(structure.axes, terms, owner, len(self.sizes))
+        self.segment: Tensor = self._tables[torch.device("cpu")].segment
+        self.dense: Cost = self.count(self.sizes)
+        self.least: Cost = self.count([min(size, 1) for size in self.sizes])
+
+    def expected(self, prob_open: Tensor, kind: Kind = "params") -> Tensor:
+        """Expected cost for independent units, differentiable.
+
+        Args:
+            prob_open: ``(U,)``, chance of each unit to be open; 1 where there is no gate.
+            kind: ``"params"`` or ``"macs"``.
+
+        Returns:
+            A scalar in the precision of ``prob_open`` (at least float32; summed in float64).
+
+        Raises:
+            BudgetError: if the shape is not ``(U,)`` or the kind is unknown.
+        """
+        if kind not in KINDS:
+            raise BudgetError(f"CostModel.expected: unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
+        return self.expected_vector(prob_open)[KINDS.index(kind)]
+
+    def expected_vector(self, prob_open: Tensor) -> Tensor:
+        """Expected parameters and MACs in one go, as :meth:`expected`.
+
+        Args:
+            prob_open: ``(U,)``.
+
+        Returns:
+            ``(2,)``, parameters and MACs.
+        """
+        self._check_units(prob_open)
+        tables = self._on(prob_open.device)
+        dtype = torch.promote_types(prob_open.dtype, torch.float32)
+        chance = prob_open.to(tables.fixed.dtype)
+        sums = _segment_sums(_cumulants(chance, self._highest), tables.segment, len(self.sizes))
+        return _evaluate(tables, sums.flatten()).to(dtype)
+
+    def counted(self, is_open: Tensor) -> Tensor:
+        """Cost of an exact pattern as a tensor, without waiting for the device; as :meth:`exact`.
+
+        Args:
+            is_open: bool ``(U,)``.
+
+        Returns:
+            float64 ``(2,)``, parameters and MACs, exact below 2^53.
+        """
+        self._check_units(is_open)
+        tables = self._on(is_open.device)
+        open_units = is_open.to(tables.fixed.dtype).unsqueeze(0)
+        sums = _segment_sums(open_units, tables.segment, len(self.sizes)).clamp(min=1.0)
+        # Without chance every cumulant but the mean is zero.
+        return _evaluate(tables, torch.nn.functional.pad(sums.flatten(), (0, (self._highest - 1) * len(self.sizes))))
+
+    def exact(self, is_open: Tensor) -> Cost:
+        """Cost of the model that is left when the closed units are cut out.
+
+        A group without an open unit counts as one unit, as a cut leaves it.
+
+        Args:
+            is_open: bool ``(U,)``.
+        """
+        self._check_units(is_open)
+        return self.count(np.maximum(self.n_open(is_open), 1))
+
+    def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
+        """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``."""
+        flat = is_open.detach().to("cpu", torch.bool).numpy()
+        return np.bincount(self.segment.numpy()[flat], minlength=len(self.sizes)).astype(np.int64)
+
+    def count(self, n_open: Sequence[int] | NDArray[np.int64]) -> Cost:
+        """Cost with so many units of each group, ``(G,)`` integers, counted in integers."""
+        params, macs = self._counting(np.asarray(n_open, dtype=np.int64))
+        return Cost(int(params), int(macs))
+
+    @cached_property
+    def largest_term(self) -> dict[str, str]:
+        """For each kind the label of the term that costs most in the least model: what keeps it large."""
+        least = self._counting.by_term(np.minimum(np.asarray(self.sizes, dtype=np.int64), 1))
+        split = len(self.structure.param_terms)
+        parts = {"params": (self.structure.param_terms, least[:split]), "macs": (self.structure.mac_terms, least[split:])}
+        return {kind: terms[int(np.argmax(cost))].label if terms else "" for kind, (terms, cost) in parts.items()}
+
+    def _on(self, device: torch.device) -> _Tables:
+        if device not in self._tables:
+            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+        return self._tables[device]
+
+    def _check_units(self, vector: Tensor) -> None:
+        if vector.shape != (self.total,):
+            raise BudgetError(
+                f"CostModel: got a tensor of shape {tuple(vector.shape)}, expected ({self.total},), one entry for each "
+                f"unit of all {len(self.sizes)} groups in the order of structure.groups"
+            )
+
+
+class _Counting:
+    """The polynomials in integers: products in int64, sums in Python integers where coefficients are whole."""
+
+    def __init__(self, axes: Sequence[Axis], terms: Sequence[Term], owner: NDArray[np.int64], n_groups: int) -> None:
+        self._fixed = np.array([axis.fixed for axis in axes] + [1], dtype=np.int64)
+        entries = [(a, g, m) for a, axis in enumerate(axes) for g, m in axis.per_group]
+        self._axis, self._group, self._multiplicity = np.array(entries, dtype=np.int64).reshape(-1, 3).T
+        width = max((len(term.axes) for term in terms), default=1)
+        padded = [[*term.axes, *[len(axes)] * (width - len(term.axes))] for term in terms]
+        self._factors = np.array(padded, dtype=np.int64).reshape(len(terms), width)
+        real = np.array([term.coefficient for term in terms], dtype=np.float64)
+        whole = np.rint(real).astype(np.int64)
+        self._coefficients: NDArray[np.int64] | NDArray[np.float64] = whole if np.all(whole == real) else real
+        self._owner = owner
+
+    def by_term(self, n_open: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Cost of every term, ``(T,)``, with ``n_open`` units of each group, ``(G,)``."""
+        sizes = self._fixed.copy()
+        np.add.at(sizes, self._axis, self._multiplicity * n_open[self._group])
+        return np.prod(sizes[self._factors], axis=1, initial=1) * self._coefficients
+
+    def __call__(self, n_open: NDArray[np.int64]) -> tuple[int, int]:
+        terms = self.by_term(n_open)
+        return int(np.rint(terms[self._owner == 0].sum())), int(np.rint(terms[self._owner == 1].sum()))
+
+
+def _check(structure: Structure) -> None:
+    """Collect what does not fit together in the polynomials, then say it all."""
+    problems = []
+    for position, axis in enumerate(structure.axes):
+        if axis.fixed < 0 or any(multiplicity < 0 for _, multiplicity in axis.per_group):
+            problems.append(f"axis {position} has a negative count: {axis}")
+        if any(not 0 <= group < len(structure.groups) for group, _ in axis.per_group):
+            problems.append(f"axis {position} names a group outside 0..{len(structure.groups) - 1}: {axis}")
+    for term in (*structure.param_terms, *structure.mac_terms):
+        if not term.coefficient >= 0:
+            problems.append(f"term {term.label!r} has coefficient {term.coefficient}, expected at least 0")
+        if any(not 0 <= axis < len(structure.axes) for axis in term.axes):
+            problems.append(f"term {term.label!r} names an axis outside 0..{len(structure.axes) - 1}: {term.axes}")
+    if problems:
+        raise BudgetError("CostModel: the structure's cost terms do not fit together: " + "; ".join(problems))
+
+
+def _sharing(term: Term, axes: Sequence[Axis]) -> int:
+    """The most axes of a term that one group occurs in."""
+    groups = [group for axis in term.axes for group in {g for g, m in axes[axis].per_group if m}]
+    return max((groups.count(group) for group in set(groups)), default=1)
+
+
+def _joint(block: Sequence[int], axes: Sequence[Axis]) -> dict[int, int]:
+    """Product of multiplicities of each group that all axes of a block share."""
+    shared: dict[int, int] | None = None
+    for axis in block:
+        own: dict[int, int] = {}
+        for group, multiplicity in axes[axis].per_group:
+            own[group] = own.get(group, 0) + multiplicity
+        shared = own if shared is None else {g: shared[g] * own[g] for g in shared.keys() & own.keys()}
+    return {group: weight for group, weight in sorted((shared or {}).items()) if weight}
+
+
+def _partitions(items: tuple[int, ...], axes: Sequence[Axis]) -> Iterator[list[tuple[int, ...]]]:
+    """Ways to part the axes of a term into blocks, each a single axis or axes that share a group."""
+    if not items:
+        yield []
+        return
+    for rest in _partitions(items[1:], axes):
+        yield [(items[0],), *rest]
+        for position, block in enumerate(rest):
+            joined = tuple(sorted((items[0], *block)))
+            if _joint(joined, axes):
+                yield [*rest[:position], joined, *rest[position + 1 :]]
+
+
+def _tabulate(
+    axes: Sequence[Axis], terms: Sequence[Term], owner: NDArray[np.int64], sizes: Sequence[int], highest: int
+) -> _Tables:
+    """Expand the terms into monomials of blocks and write both down flat."""
+    blocks: dict[tuple[int, ...], int] = {}
+    monomials: dict[tuple[int, ...], NDArray[np.float64]] = {}
+    for term, kind in zip(terms, owner, strict=True):
+        for partition in _partitions(term.axes, axes):
+            factors = tuple(sorted(blocks.setdefault(block, len(blocks)) for block in partition))
+            monomials.setdefault(factors, np.zeros(2))[kind] += term.coefficient
+    fixed = np.ones(len(blocks) + 1)
+    weight = np.zeros((len(blocks) + 1, highest * len(sizes)))
+    for block, position in blocks.items():
+        fixed[position] = axes[block[0]].fixed if len(block) == 1 else 0
+        for group, product in _joint(block, axes).items():
+            weight[position, (len(block) - 1) * len(sizes) + group] = product
+    width = max((len(factors) for factors in monomials), default=1) or 1
+    padded = [[*factors, *[len(blocks)] * (width - len(factors))] for factors in monomials]
+    return _Tables(
+        segment=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64)),
+        fixed=torch.from_numpy(fixed),
+        weight=torch.from_numpy(weight),
+        factors=torch.tensor(padded, dtype=torch.int64).reshape(-1, width).T.contiguous(),
+        coefficients=torch.from_numpy(np.stack([*monomials.values()], axis=1) if monomials else np.zeros((2, 0))),
+    )
+
+
+def _cumulants(chance: Tensor, highest: int) -> Tensor:
+    """The first cumulants of Bernoulli variables, ``(K, U)``.
+
+    They are polynomials in the chance p by ``k_1 = p, k_(j+1) = p (1 - p) dk_j/dp`` (an exponential family's).
+    """
+    if highest == 1:
+        return chance.unsqueeze(0)
+    polynomial = np.array([0.0, 1.0])
+    rows = [chance]
+    for _ in range(highest - 1):
+        slope = polynomial[1:] * np.arange(1, len(polynomial))
+        polynomial = np.convolve(slope, [0.0, 1.0, -1.0])
+        value = torch.zeros_like(chance)
+        for coefficient in polynomial[::-1]:
+            value = value * chance + float(coefficient)
+        rows.append(value)
+    return torch.stack(rows)
+
+
+def _segment_sums(values: Tensor, segment: Tensor, n_groups: int) -> Tensor:
+    """Sums over the units of each group: ``(K, U)`` to ``(K, G)``."""
+    return values.new_zeros(len(values), n_groups).index_add(1, segment, values)
+
+
+def _evaluate(tables: _Tables, sums: Tensor) -> Tensor:
+    """Group sums ``(K * G,)`` to blocks, to monomials, to parameters and MACs, ``(2,)``."""
+    blocks = torch.addmv(tables.fixed, tables.weight, sums)
+    factors = blocks[tables.factors[0]]
+    for row in tables.factors[1:]:
+        factors = factors * blocks[row]
+    return tables.coefficients @ factors
