@@ -1,0 +1,1 @@
+"""What can go from a model: tracing, coupling, groups, and the plan of a cut."""

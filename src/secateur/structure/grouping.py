@@ -1,0 +1,249 @@
+"""From solved units to groups, cost axes and the list of what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.structure.coupling import Coupling, Product, Solution
+from secateur.structure.groups import Axis, Frozen, Group, Member, Structure, Term
+from secateur.structure.ids import Ids
+from secateur.structure.sites import Sites
+
+__all__ = ["Grouping", "group_units"]
+
+_NO_CONSUMER = "has no consumer: no weight reads it in a way that could be zeroed"
+_ALONE = "is the only unit of its kind, and one must stay"
+_UNREAD = "is not read by the model's forward"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups with the ids they came from.
+
+    Args:
+        structure: what users see.
+        solution: the components.
+        group_of: per component, position of its group, or -1.
+        unit_of: per component, position of the unit in its group, or -1.
+    """
+
+    structure: Structure
+    solution: Solution
+    group_of: NDArray[np.int64]
+    unit_of: NDArray[np.int64]
+
+    def ids_of(self, group: int) -> Ids:
+        """All ids of the units of one group."""
+        return np.flatnonzero(self.group_of[self.solution.component] == group)
+
+    def groups_in(self, ids: Iterable[Ids]) -> set[int]:
+        """Positions of the groups that own any of these ids."""
+        arrays = [array.ravel() for array in ids]
+        if not arrays:
+            return set()
+        found = np.unique(self.group_of[self.solution.component[np.concatenate(arrays)]])
+        return set(found[found >= 0].tolist())
+
+
+def group_units(coupling: Coupling, sites: Sites, read: frozenset[str], notes: tuple[str, ...] = ()) -> Grouping:
+    """Solve the coupling and put units with the same signature together.
+
+    A signature is what a unit owns: how many positions of which sites. Units are ordered by their first
+    position, groups by their first site.
+    """
+    solution = coupling.solve()
+    component = solution.component
+    n = int(component.max()) + 1
+    site_of = sites.of_id(np.arange(coupling.n_ids))
+    consumer_ids = _marked(coupling.consumed, coupling.n_ids)
+    carrier_ids = _marked(coupling.carried, coupling.n_ids)
+    has_consumer = np.zeros(n, dtype=bool)
+    has_consumer[component[consumer_ids]] = True
+    free = (solution.frozen < 0) & has_consumer
+    free[component[0]] = False
+
+    ids = np.arange(1, coupling.n_ids)
+    ids = ids[free[component[ids]]]
+    signature = _signatures(component[ids], site_of[ids], n, len(sites))
+    first_id = np.full(n, coupling.n_ids, dtype=np.int64)
+    np.minimum.at(first_id, component[ids], ids)
+    live = np.unique(component[ids])
+    group_of = np.full(n, -1, dtype=np.int64)
+    unit_of = np.full(n, -1, dtype=np.int64)
+    alone = np.zeros(n, dtype=bool)
+    order = live[np.argsort(first_id[live], kind="stable")]
+    _, start, inverse = np.unique(signature[order], return_index=True, return_inverse=True)
+    rank = np.empty(len(start), dtype=np.int64)
+    rank[np.argsort(start)] = np.arange(len(start))
+    labels = rank[inverse.ravel()] if len(order) else np.zeros(0, np.int64)
+    sizes = np.bincount(labels, minlength=len(start))
+    number = np.cumsum(sizes > 1) - 1
+    for label in range(len(start)):
+        units = order[labels == label]
+        if sizes[label] == 1:
+            alone[units] = True
+            continue
+        group_of[units] = number[label]
+        unit_of[units] = np.arange(len(units))
+
+    member_ids = ids[group_of[component[ids]] >= 0]
+    groups = _groups(member_ids, component, group_of, unit_of, site_of, sites, consumer_ids, carrier_ids)
+    axes = _Axes(component, group_of, [group.size for group in groups])
+    param_terms = tuple(
+        axes.term(1.0, [sites.ids(s) for s in _sites_of(sites, name)], name, sites.shapes[name])
+        for name in sites.shapes
+        if name in sites.parameters
+    )
+    mac_terms = tuple(axes.product(product) for product in coupling.products)
+    frozen = _frozen(sites, solution, component, group_of, has_consumer, alone, read)
+    structure = Structure(
+        groups=tuple(groups),
+        frozen=frozen,
+        shapes=dict(sites.shapes),
+        aliases=dict(sites.aliases),
+        axes=tuple(axes.known),
+        param_terms=param_terms,
+        mac_terms=mac_terms,
+        notes=notes,
+    )
+    return Grouping(structure, solution, group_of, unit_of)
+
+
+def _marked(arrays: list[Ids], n_ids: int) -> NDArray[np.bool_]:
+    marked = np.zeros(n_ids, dtype=bool)
+    for array in arrays:
+        marked[array.ravel()] = True
+    marked[0] = False
+    return marked
+
+
+def _signatures(
+    component: NDArray[np.int64], site: NDArray[np.int64], n_components: int, n_sites: int
+) -> NDArray[np.uint64]:
+    """A 64-bit hash, per component, of the multiset of sites that it owns positions of."""
+    pair, count = np.unique(component * n_sites + site, return_counts=True)
+    mixed = _mix((pair % n_sites).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + count.astype(np.uint64))
+    signature = np.zeros(n_components, dtype=np.uint64)
+    np.add.at(signature, pair // n_sites, mixed)
+    return signature
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: spreads nearby integers over 64 bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _groups(
+    ids: NDArray[np.int64],
+    component: NDArray[np.int64],
+    group_of: NDArray[np.int64],
+    unit_of: NDArray[np.int64],
+    site_of: NDArray[np.int64],
+    sites: Sites,
+    consumer_ids: NDArray[np.bool_],
+    carrier_ids: NDArray[np.bool_],
+) -> list[Group]:
+    group, unit, site = group_of[component[ids]], unit_of[component[ids]], site_of[ids]
+    order = np.lexsort((ids, unit, site, group))
+    ids, group, unit, site = ids[order], group[order], unit[order], site[order]
+    cuts = np.flatnonzero(np.diff(group) | np.diff(site)) + 1
+    parts = np.split(np.arange(len(ids)), cuts) if len(ids) else []
+    members: dict[int, list[Member]] = {}
+    sizes: dict[int, int] = {}
+    for part in parts:
+        g, s = int(group[part[0]]), int(site[part[0]])
+        size = int(unit[part[-1]]) + 1
+        sizes[g] = max(sizes.get(g, 0), size)
+        index = (ids[part] - sites.starts[s]).reshape(size, -1)
+        members.setdefault(g, []).append(
+            Member(
+                tensor=sites.tensors[s],
+                dim=sites.dims[s],
+                index=index,
+                consumer=bool(consumer_ids[ids[part]].all()),
+                carrier=bool(carrier_ids[ids[part]].any()) or not consumer_ids[ids[part]].any(),
+            )
+        )
+    names: dict[str, int] = {}
+    groups: list[Group] = []
+    for g in sorted(members):
+        name = _module_name(members[g])
+        names[name] = names.get(name, 0) + 1
+        unique = name if names[name] == 1 else f"{name}#{names[name]}"
+        groups.append(Group(unique, sizes[g], tuple(members[g])))
+    return groups
+
+
+def _module_name(members: list[Member]) -> str:
+    """The module that first carries the units; its parameter where a module holds several of its own."""
+    carrier = next((m for m in members if m.carrier), members[0])
+    module, _, leaf = carrier.tensor.rpartition(".")
+    return module if module and leaf in ("weight", "bias") else carrier.tensor
+
+
+def _sites_of(sites: Sites, name: str) -> list[int]:
+    first = sites.tensors.index(name) if sites.shapes[name] else 0
+    return list(range(first, first + len(sites.shapes[name])))
+
+
+class _Axes:
+    """Cost axes, each kept once."""
+
+    def __init__(self, component: NDArray[np.int64], group_of: NDArray[np.int64], sizes: list[int]) -> None:
+        self.known: dict[Axis, int] = {}
+        self._component, self._group_of, self._sizes = component, group_of, sizes
+
+    def term(self, coefficient: float, axes: list[Ids], label: str, shape: tuple[int, ...] = ()) -> Term:
+        places: list[int] = []
+        for ids in axes:
+            axis = self._axis(ids)
+            if axis.per_group:
+                places.append(self.known.setdefault(axis, len(self.known)))
+            else:
+                coefficient *= axis.fixed
+        return Term(coefficient, tuple(places), label)
+
+    def product(self, product: Product) -> Term:
+        return self.term(product.coefficient, list(product.axes), product.label)
+
+    def _axis(self, ids: Ids) -> Axis:
+        groups = self._group_of[self._component[ids]]
+        counts = np.bincount(groups + 1, minlength=1)
+        present = np.flatnonzero(counts[1:])
+        return Axis(int(counts[0]), tuple((int(g), int(counts[g + 1] // self._sizes[g])) for g in present))
+
+
+def _frozen(
+    sites: Sites,
+    solution: Solution,
+    component: NDArray[np.int64],
+    group_of: NDArray[np.int64],
+    has_consumer: NDArray[np.bool_],
+    alone: NDArray[np.bool_],
+    read: frozenset[str],
+) -> tuple[Frozen, ...]:
+    """One entry for each site and reason."""
+    found: list[Frozen] = []
+    for site, (name, dim) in enumerate(zip(sites.tensors, sites.dims, strict=True)):
+        components = component[sites.ids(site)]
+        stuck = components[group_of[components] < 0]
+        if not len(stuck):
+            continue
+        if name not in read:
+            found.append(Frozen(name, dim, len(stuck), _UNREAD))
+            continue
+        numbers, counts = np.unique(solution.frozen[stuck], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            if number >= 0:
+                freeze = solution.freezes[number]
+                found.append(Frozen(name, dim, count, freeze.reason, freeze.operator, freeze.module))
+            else:
+                lonely = alone[stuck[solution.frozen[stuck] < 0]].all()
+                found.append(Frozen(name, dim, count, _ALONE if lonely else _NO_CONSUMER))
+    return tuple(found)

@@ -1,0 +1,288 @@
+"""One recorded run of a model: every operator it executed, with the labels of what it returned."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.structure.coupling import Coupling
+from secateur.structure.ids import Label
+from secateur.structure.rules import Call, RuleEntry, entry_for, operator_name, pointwise_rule
+
+__all__ = ["Entry", "Recorder", "tensors_in", "watch"]
+
+#: Arguments that say where and how a result is stored, never what it is.
+_STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "implicit"})
+#: Integer arguments that are no sizes, also where an operator's other integers are.
+_NEVER_SIZES = frozenset({"dim", "dims", "fill_value", "value", "dim0", "dim1", "padding_idx", "dimension"})
+_MAX_CONSTANT = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One executed operator.
+
+    Args:
+        operator: its name.
+        module: qualified name of the module that executed it.
+        scalars: its arguments that are neither tensors nor sizes.
+        labels: labels of the tensors that it returned.
+        inputs: labels of the tensors that it took.
+    """
+
+    operator: str
+    module: str
+    scalars: tuple[Any, ...]
+    labels: tuple[Label, ...]
+    inputs: tuple[Label, ...]
+
+
+@dataclass(eq=False)
+class Recorder(TorchDispatchMode):
+    """Runs beneath a model, applies the rule of each operator and keeps the record.
+
+    Args:
+        coupling: where rules say what is tied and frozen.
+        stack: qualified names of the modules in execution, kept by hooks of ``watch``.
+    """
+
+    coupling: Coupling
+    entries: list[Entry] = field(default_factory=list)
+    stack: list[str] = field(default_factory=list)
+    read: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+    _labels: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+    _aliases: dict[int, WeakIdKeyDictionary] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        entry = entry_for(func)
+        if entry is None and torch.Tag.pointwise in func.tags:
+            entry = RuleEntry(pointwise_rule, sizes=False)
+        if entry is None:
+            out = self._decomposed(func, args, kwargs)
+            if out is not NotImplemented:
+                return out
+        values = _bound(func, args, kwargs)
+        inputs = tuple(self.label(t) for t in _tensors(values.values()))
+        for tensor in _tensors(values.values()):
+            self.read[tensor] = True
+        out = func(*args, **kwargs)
+        outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.coupling.operator, self.coupling.module = operator_name(func), self.stack[-1] if self.stack else ""
+        if not outputs:
+            self._escape(func, inputs)
+            return out
+        labels = self._apply(entry, Call(func, values, out, self.label), inputs, outputs)
+        self.entries.append(
+            Entry(self.coupling.operator, self.coupling.module, _scalars(values, outputs, entry), tuple(labels), inputs)
+        )
+        mutated = _mutated(func, values)
+        for tensor, label in zip(outputs, labels, strict=True):
+            if any(tensor is changed for changed in mutated):
+                self._write(tensor, label)
+            else:
+                self.set_label(tensor, label)
+        for tensor in mutated:
+            if not any(tensor is out_tensor for out_tensor in outputs):
+                self._write(tensor, labels[0] if tuple(tensor.shape) == labels[0].shape else Label(tuple(tensor.shape)))
+        return out
+
+    def label(self, tensor: torch.Tensor) -> Label:
+        """The label of a tensor; a tensor never seen is a constant."""
+        known: Label | None = self._labels.get(tensor)
+        return known if known is not None else Label(tuple(tensor.shape))
+
+    def set_label(self, tensor: torch.Tensor, label: Label) -> None:
+        """Label a tensor and remember which storage it looks at."""
+        for factor in label.factors:
+            if factor.ids.ndim > 1:
+                self.coupling.rectangle(factor.ids)
+        self._labels[tensor] = label
+        storage = tensor.untyped_storage()._cdata
+        self._aliases.setdefault(storage, WeakIdKeyDictionary())[tensor] = True
+
+    def alive(self) -> list[tuple[torch.Tensor, Label]]:
+        """All labelled tensors that still exist."""
+        gc.collect()
+        return list(self._labels.items())
+
+    def _apply(
+        self, entry: RuleEntry | None, call: Call, inputs: tuple[Label, ...], outputs: list[torch.Tensor]
+    ) -> list[Label]:
+        data = any(label.data for label in inputs)
+        if entry is None:
+            self._freeze(inputs, f"meets the operator {call.name}, which has no rule")
+            made = [Label(tuple(t.shape)) for t in outputs]
+        else:
+            ruled = entry.apply(self.coupling, call)
+            made = [ruled] if isinstance(ruled, Label) else list(ruled)
+            if len(made) != len(outputs) or any(m.shape != tuple(t.shape) for m, t in zip(made, outputs, strict=True)):
+                self._freeze(inputs, f"meets a form of the operator {call.name} that its rule does not cover")
+                made = [Label(tuple(t.shape)) for t in outputs]
+        return [replace(label, data=data, weight=label.weight and not data) for label in made]
+
+    def _freeze(self, labels: tuple[Label, ...], reason: str) -> None:
+        for label in labels:
+            for factor in label.factors:
+                self.coupling.freeze(factor.ids, reason)
+
+    def _escape(self, func: Any, inputs: tuple[Label, ...]) -> None:
+        if func.namespace != "prim" and operator_name(func) not in _HARMLESS:
+            self._freeze(inputs, f"is read out of the model as a number ({operator_name(func)})")
+
+    def _write(self, tensor: torch.Tensor, label: Label) -> None:
+        """An in-place write: every tensor that looks at the same storage sees it too."""
+        storage = tensor.untyped_storage()._cdata
+        for other in list(self._aliases.get(storage, WeakIdKeyDictionary()).keys()):
+            if other is tensor:
+                continue
+            known = self.label(other)
+            if tuple(other.shape) == tuple(tensor.shape) and other.stride() == tensor.stride():
+                self._labels[other] = label
+            elif label.factors and not _same(known, label):
+                if known.neutral or not known.factors:
+                    self._freeze((label,), "is written through a view of another tensor")
+                self._labels[other] = replace(known, neutral=False, data=known.data or label.data)
+            else:
+                self._labels[other] = replace(known, neutral=known.neutral and label.neutral)
+        self.set_label(tensor, label)
+
+    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator without a rule as the simpler ones it is made of; NotImplemented where it has none."""
+        if func.namespace == "prim" or not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
+            return NotImplemented
+        with self:
+            composite = func.decompose(*args, **kwargs)
+            if composite is not NotImplemented:
+                return composite
+            table = decomposition_table.get(func)
+            if table is None or func._schema.is_mutable or operator_name(func) in _NOT_DECOMPOSED:
+                return NotImplemented
+            return table(*args, **kwargs)
+
+
+_HARMLESS = frozenset(
+    {
+        "is_same_size",
+        "sym_size",
+        "sym_stride",
+        "sym_numel",
+        "sym_storage_offset",
+        "equal_shape",
+        "_has_compatible_shallow_copy_type",
+        "is_nonzero_shape",
+    }
+)
+_NOT_DECOMPOSED: frozenset[str] = frozenset()
+
+
+def _same(a: Label, b: Label) -> bool:
+    return {f.ids.tobytes() for f in a.factors} == {f.ids.tobytes() for f in b.factors}
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, torch.Tensor))
+
+
+def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by schema name, defaults filled in."""
+    values: dict[str, Any] = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if position < len(args):
+            values[argument.name] = args[position]
+        elif argument.name in kwargs:
+            values[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            values[argument.name] = argument.default_value
+    return values
+
+
+def _mutated(func: Any, values: Mapping[str, Any]) -> list[torch.Tensor]:
+    changed: list[torch.Tensor] = []
+    if not func._schema.is_mutable:
+        return changed
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            changed.extend(_tensors([values.get(argument.name)]))
+    return changed
+
+
+def _scalars(values: Mapping[str, Any], outputs: list[torch.Tensor], entry: RuleEntry | None) -> tuple[Any, ...]:
+    """What must be the same in the dense model and a cut one: every argument but tensors, storage and sizes."""
+    kept: list[Any] = []
+    for name, value in values.items():
+        if name in _STORAGE or isinstance(value, torch.Tensor) or value is None:
+            continue
+        if isinstance(value, (list, tuple)):
+            if any(isinstance(item, torch.Tensor) for item in value):
+                continue
+            value = tuple(value)
+        if entry is not None and entry.sizes and name not in _NEVER_SIZES and _integral(value):
+            continue
+        kept.append((name, value if not isinstance(value, torch.dtype) else str(value)))
+    for out in outputs:
+        constant = getattr(out, "constant", None)
+        if isinstance(constant, torch.Tensor) and constant.numel() <= _MAX_CONSTANT:
+            kept.append(tuple(constant.detach().reshape(-1).tolist()))
+    return tuple(kept)
+
+
+def _integral(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_integral(item) for item in value)
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+@contextmanager
+def watch(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Keep the recorder's module stack while ``model`` runs."""
+    with ExitStack() as hooks:
+        for name, module in model.named_modules(remove_duplicate=True):
+
+            def enter(_module: nn.Module, _args: Any, _kwargs: Any = None, *, _name: str = name) -> None:
+                recorder.stack.append(_name)
+
+            def leave(_module: nn.Module, _args: Any, _out: Any, *, _name: str = name) -> None:
+                while recorder.stack and recorder.stack.pop() != _name:
+                    pass
+
+            for handle in (
+                module.register_forward_pre_hook(enter, prepend=True),
+                module.register_forward_hook(leave),
+            ):
+                hooks.callback(handle.remove)
+        yield
+
+
+def tensors_in(value: Any, depth: int = 6) -> list[torch.Tensor]:
+    """All tensors in an output: containers, dataclasses and plain objects are looked into."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if depth == 0 or value is None or isinstance(value, (str, bytes, int, float, bool, nn.Module)):
+        return []
+    if isinstance(value, Mapping):
+        items: list[Any] = list(value.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        items = list(value)
+    elif is_dataclass(value):
+        items = [getattr(value, f.name, None) for f in fields(value)]
+    else:
+        items = list(vars(value).values()) if hasattr(value, "__dict__") else []
+    return [tensor for item in items for tensor in tensors_in(item, depth - 1)]

@@ -1,0 +1,147 @@
+"""The table of operator rules, and the call that a rule looks at.
+
+A rule takes the coupling and one executed operator and gives the labels of its outputs. The law it
+obeys: it commutes with removal. For every keep-set that the final groups admit, the operator with its
+literal arguments on ``ids[keep]`` equals the result on ``ids``, restricted to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secateur.structure.coupling import Coupling
+from secateur.structure.ids import Factor, Label
+
+__all__ = ["Call", "Rule", "RuleEntry", "entry_for", "known_operators", "operator_name", "rule", "set_factors"]
+
+Rule = Callable[[Coupling, "Call"], "Label | Sequence[Label]"]
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """A rule and what the trial must know of its operator.
+
+    Args:
+        apply: the rule.
+        sizes: whether the operator's integer arguments are sizes or positions, which may differ
+            between the dense model and a cut one; its effect then shows in the labels.
+    """
+
+    apply: Rule
+    sizes: bool
+
+
+class Call:
+    """One executed ATen operator, its arguments by schema name.
+
+    Args:
+        func: the operator overload.
+        values: every argument by its schema name, defaults filled in.
+        out: what it returned.
+        label_of: gives the label of any tensor.
+    """
+
+    def __init__(self, func: Any, values: dict[str, Any], out: Any, label_of: Callable[[torch.Tensor], Label]) -> None:
+        self.func = func
+        self.values = values
+        self.out = out
+        self._label_of = label_of
+
+    @property
+    def name(self) -> str:
+        """The operator's name without namespace ``aten`` and without the in-place underscore."""
+        return operator_name(self.func)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the only, or the first, output."""
+        out = self.out if isinstance(self.out, torch.Tensor) else self.out[0]
+        return tuple(out.shape)
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.values[argument]
+
+    def get(self, argument: str, default: Any = None) -> Any:
+        """An argument's value, or ``default`` where the overload has no such argument."""
+        return self.values.get(argument, default)
+
+    def label(self, argument: str) -> Label:
+        """The label of a tensor argument."""
+        return self._label_of(self.values[argument])
+
+    def labels(self, argument: str) -> list[Label]:
+        """The labels of an argument that is a list of tensors."""
+        return [self._label_of(tensor) for tensor in self.values[argument]]
+
+    def labels_of(self, tensors: Iterable[torch.Tensor]) -> list[Label]:
+        """The labels of given tensors."""
+        return [self._label_of(tensor) for tensor in tensors]
+
+    def tensors(self) -> Iterable[torch.Tensor]:
+        """All tensor arguments, lists included."""
+        for value in self.values.values():
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, (list, tuple)):
+                yield from (item for item in value if isinstance(item, torch.Tensor))
+
+    def all_labels(self) -> list[Label]:
+        """Labels of all tensor arguments."""
+        return [self._label_of(tensor) for tensor in self.tensors()]
+
+    def dim(self, argument: str = "dim", of: str = "self") -> int:
+        """A dimension argument, counted from the front."""
+        n = max(len(self.label(of).shape), 1)
+        return int(self.values[argument]) % n
+
+    def dims(self, argument: str = "dim", of: str = "self") -> tuple[int, ...]:
+        """A list of dimensions, counted from the front; all of them where none or an empty list is given."""
+        n = len(self.label(of).shape)
+        given = self.values.get(argument)
+        if given is None or (isinstance(given, (list, tuple)) and not given):
+            return tuple(range(n))
+        listed = given if isinstance(given, (list, tuple)) else [given]
+        return tuple(sorted(int(dim) % max(n, 1) for dim in listed))
+
+
+_RULES: dict[str, RuleEntry] = {}
+
+
+def rule(*names: str, sizes: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for operators by name (namespace ``aten`` unless written out)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"operator {name} has a rule already")
+            _RULES[name] = RuleEntry(function, sizes)
+        return function
+
+    return register
+
+
+def operator_name(func: Any) -> str:
+    """``aten::relu_`` and ``aten::relu`` as "relu"; other namespaces keep theirs."""
+    namespace, name = func._schema.name.split("::")
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def entry_for(func: Any) -> RuleEntry | None:
+    """The rule of an operator overload, or None where there is none."""
+    return _RULES.get(operator_name(func))
+
+
+def known_operators() -> tuple[str, ...]:
+    """Names of all operators with a rule of their own."""
+    return tuple(sorted(_RULES))
+
+
+def set_factors(label: Label, shape: Iterable[int], factors: Iterable[Factor | None]) -> Label:
+    """A label of another shape; absent factors are left out."""
+    return label.with_factors(tuple(shape), [factor for factor in factors if factor is not None])

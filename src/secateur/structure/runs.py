@@ -1,0 +1,152 @@
+"""Runs of a model under the recorder: on fake tensors, or on a real copy where fake ones do not do.
+
+Both the trace and the trial run a model this way; neither touches the model itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeCopyMode,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.utils._pytree import tree_map
+
+from secateur.errors import TraceError
+from secateur.structure.coupling import Coupling
+from secateur.structure.example import Example
+from secateur.structure.ids import Label
+from secateur.structure.record import Entry, Recorder, tensors_in, watch
+from secateur.structure.tensors import first_names, named_tensors
+
+__all__ = ["NEEDS_VALUES", "Run", "RunFailure", "run"]
+
+#: What fake tensors raise when a model looks at values, or at an operator that has no fake form.
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one forward did.
+
+    Args:
+        entries: its operators.
+        outputs: labels of the tensors that it returned.
+        escaped: labels of tensors that outlived it in another way.
+        read: names of the parameters and buffers that it read.
+    """
+
+    entries: list[Entry]
+    outputs: list[Label]
+    escaped: list[Label]
+    read: frozenset[str]
+
+
+class RunFailure(Exception):
+    """A forward raised; carries how far it came.
+
+    Args:
+        entries: operators until then.
+        stack: modules in execution, the innermost last.
+        error: what was raised.
+    """
+
+    def __init__(self, entries: list[Entry], stack: list[str], error: Exception) -> None:
+        super().__init__(str(error))
+        self.entries, self.stack, self.error = entries, stack, error
+
+
+def run(
+    model: nn.Module,
+    example: Example,
+    labels: Mapping[str, Label],
+    coupling: Coupling,
+    *,
+    training: bool,
+    fake: bool,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> Run:
+    """Run a copy of ``model`` once and record it.
+
+    Args:
+        model: any module; only a copy runs.
+        example: its inputs.
+        labels: label of each parameter and buffer, after ``prepare``.
+        coupling: where the rules write.
+        training: the mode.
+        fake: whether on fake tensors.
+        prepare: changes the copy before it runs (the trial cuts it).
+
+    Raises:
+        RunFailure: the forward raised.
+        TraceError: the model cannot be copied.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    twin = _copied(model, mode if fake else None)
+    if prepare is not None:
+        prepare(twin)
+    twin.train(training)
+    recorder = Recorder(coupling)
+    everywhere = named_tensors(twin)
+    tensors = {name: everywhere[name] for name, first in first_names(twin).items() if name == first}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensor.requires_grad_(isinstance(tensor, nn.Parameter))
+        recorder.set_label(tensor, labels[name])
+    convert: Callable[[Any], Any] = mode.from_tensor if fake else torch.clone
+
+    def give(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        made = convert(value.detach())
+        recorder.set_label(made, Label(tuple(made.shape), data=True))
+        return made
+
+    args, kwargs = tree_map(give, tuple(example.args)), tree_map(give, dict(example.kwargs))
+    error: Exception | None = None
+    with watch(twin, recorder):
+        try:
+            if fake:
+                with mode, recorder:
+                    out = twin(*args, **kwargs)
+            else:
+                with recorder:
+                    out = twin(*args, **kwargs)
+        except Exception as raised:  # noqa: BLE001 - any error of a user's model is reported with its place
+            error = raised
+    if error is not None:
+        raise RunFailure(recorder.entries, list(recorder.stack), error) from error
+    returned = tensors_in(out)
+    if not returned:
+        raise TraceError(
+            f"the model returned {type(out).__name__}, in which no tensor was found; expected a tensor or a container, "
+            "dataclass or object that holds tensors. Wrap the model so that its forward returns the tensors themselves."
+        )
+    outputs = [recorder.label(tensor) for tensor in returned]
+    known = {id(tensor) for tensor in tensors.values()}
+    read = frozenset(name for name, tensor in tensors.items() if recorder.read.get(tensor))
+    del out, returned, args, kwargs
+    escaped = [label for tensor, label in recorder.alive() if id(tensor) not in known and label.factors]
+    return Run(recorder.entries, outputs, escaped, read)
+
+
+def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
+    try:
+        if mode is None:
+            return copy.deepcopy(model)
+        with FakeCopyMode(mode):
+            return copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}. Tracing works on a "
+            "copy; make the model pass copy.deepcopy (no open files, locks or tensors that carry a graph as attributes)."
+        ) from error
