@@ -1,0 +1,98 @@
+"""From a model and the units to keep to a smaller plain model that computes the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from secateur.mask import checked_keep, checked_model, mask
+from secateur.proof import Proof, prove
+from secateur.structure.cut import CutPlan, cut_
+from secateur.structure.example import Examples
+from secateur.structure.groups import Keep, Structure
+from secateur.structure.tensors import named_tensors
+
+__all__ = ["Proof", "compact", "cut_of", "mask", "prove"]
+
+M = TypeVar("M", bound=nn.Module)
+
+#: The attribute in which a compact module carries what was cut from what.
+PLAN = "cut_plan"
+
+
+def compact(
+    model: M, structure: Structure, keep: Keep, *, in_place: bool = False, examples: Examples | None = None
+) -> M:
+    """Cut the closed units out of a model: a plain module with fewer parameters that computes what `mask` computes.
+
+    A group of which no unit is kept keeps one, whose consumers are zero. The module carries its `CutPlan` in the
+    attribute ``cut_plan``, so that `secateur.save` can say what was cut from what.
+
+    Args:
+        model: the model that was traced.
+        structure: its structure.
+        keep: kept units by group name, each an integer tensor of positions in ``[0, U)``; a group that is absent is
+            kept whole.
+        in_place: cut the model itself instead of a copy; its parameters become new objects, so make optimizers after.
+        examples: inputs on which to prove the cut before it is handed over (`prove`); without them, only whether it
+            fits is checked.
+
+    Raises:
+        CompactionError: `keep` names groups or units that do not exist, the structure is of another model, or the proof
+            fails. Nothing was changed then.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> structure = sc.trace(net, examples=(torch.zeros(2, 4),))
+        >>> keep = {"0": torch.tensor([1, 5])}
+        >>> small = sc.compact(net, structure, keep)
+        >>> small
+        Sequential(
+          (0): Linear(in_features=4, out_features=2, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=2, out_features=2, bias=True)
+        )
+        >>> x = torch.randn(3, 4)
+        >>> torch.allclose(small(x), sc.mask(net, structure, keep)(x), atol=1e-6)
+        True
+    """
+    kept = checked_keep(structure, keep)
+    checked_model(model, structure)
+    plan = structure.plan(kept)
+    if in_place and examples is None:
+        return _cut_(model, structure, kept, plan)
+    small = _cut_(copy.deepcopy(model), structure, kept, plan)
+    if examples is not None:
+        prove(model, small, structure, kept, examples)
+    return _cut_(model, structure, kept, plan) if in_place else small
+
+
+def cut_of(module: nn.Module) -> CutPlan | None:
+    """What was cut from the dense model to make this one; None for a module that was not cut."""
+    plan = getattr(module, PLAN, None)
+    return plan if isinstance(plan, CutPlan) else None
+
+
+def _cut_(model: M, structure: Structure, keep: Keep, plan: CutPlan) -> M:
+    before = cut_of(model)
+    whole = before.then(plan) if before is not None else plan
+    cut_(model, plan)
+    tensors = named_tensors(model)
+    for name, kept in keep.items():
+        if len(kept):
+            continue
+        # The one unit that stays feeds nothing: its consumers are zero where they read it.
+        for member in structure.group(name).consumers:
+            positions = torch.from_numpy(member.index[0])
+            cut = plan.tensors.get(member.tensor, {}).get(member.dim)
+            if cut is not None:
+                positions = torch.searchsorted(torch.tensor(cut), positions)
+            tensor = tensors[member.tensor]
+            with torch.no_grad():
+                tensor.index_fill_(member.dim, positions.to(tensor.device), 0)
+    setattr(model, PLAN, whole)
+    return model
