@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.select import Select, plain_class
-from secateur.structure.tensors import misfits, named_tensors, shapes_of
+from secateur.structure.tensors import dimension_order, in_order, misfits, named_tensors, shapes_of
 
 
 class Marked(nn.Parameter):
@@ -115,6 +115,15 @@ def test_dtype_device_gradient_flag_class_marks_and_layout_stay():
     assert first.stride() == (36, 1, 12, 4)
     assert net[1].codes.tolist() == [1, 3]
     assert net[1].codes.dtype is torch.int8
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 1, 3, 3), (1, 6, 3, 3), (4, 6, 1, 1), (1, 1, 3, 3), (4, 1, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_order_in_memory_is_recovered_with_dimensions_of_size_one(shape, layout):
+    tensor = torch.randn(shape).to(memory_format=layout)
+    again = in_order(tensor.clone(memory_format=torch.contiguous_format), dimension_order(tensor))
+    assert again.stride() == tensor.stride()
+    assert torch.equal(again, tensor)
 
 
 def test_a_transposed_layout_stays():

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from secateur.errors import CompactionError
 from secateur.structure.describe import described
 from secateur.structure.select import Select, select_input_
-from secateur.structure.tensors import Slot, dimension_order, in_order, listed, misfits, slots_of
+from secateur.structure.tensors import Slot, dimension_order, in_order, in_place_of, listed, misfits, slots_of
 
 __all__ = ["CutPlan", "cut_", "cut_tensor"]
 
@@ -136,7 +136,7 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
     cuts = _checked_cuts(module, plan, slots)
     attributes = _checked_attributes(module, plan)
     selected = _checked_selects(module, plan, cuts)
-    replaced = {key: _like(tensor, cut_tensor(tensor, dims)) for key, (tensor, dims) in cuts.items()}
+    replaced = {key: in_place_of(tensor, cut_tensor(tensor, dims)) for key, (tensor, dims) in cuts.items()}
     descriptions = _descriptions(slots, cuts, replaced)
 
     for slot in slots.values():
@@ -226,6 +226,8 @@ def _checked_attributes(module: nn.Module, plan: CutPlan) -> list[tuple[nn.Modul
         except AttributeError:
             problems.append(f"{name}: no such attribute")
             continue
+        if not isinstance(old, (int, tuple, list, type(None))):
+            problems.append(f"{name}: is a {type(old).__name__}, expected an integer or a tuple of integers")
         # JSON has one kind of list; the module's own kind is what its code expects.
         found.append((owner, key, list(cast("Sequence[int]", value)) if isinstance(old, list) else value))
     _raise(module, problems)
@@ -268,20 +270,6 @@ def _raise(module: nn.Module, problems: Sequence[str]) -> None:
             f"the plan does not fit {type(module).__name__}; nothing was changed: {listed(problems)}. "
             "Trace the model that is to be cut."
         )
-
-
-def _like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """`data` as the parameter or buffer that takes the place of `old`."""
-    if not isinstance(old, nn.Parameter):
-        new = data.requires_grad_(old.requires_grad)
-    elif type(old) is nn.Parameter or type(data) is not torch.Tensor:
-        new = nn.Parameter(data, requires_grad=old.requires_grad)
-    else:
-        new = torch.Tensor._make_subclass(type(old), data, old.requires_grad)
-    if type(data) is torch.Tensor:
-        for key, value in vars(old).items():  # marks such as "no weight decay"
-            setattr(new, key, value)
-    return new
 
 
 def _descriptions(

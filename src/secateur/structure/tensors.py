@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
     "Slot",
     "dimension_order",
     "first_names",
     "in_order",
+    "in_place_of",
     "listed",
     "misfits",
     "named_tensors",
@@ -78,7 +80,8 @@ def misfits(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[st
 
 def dimension_order(tensor: torch.Tensor) -> tuple[int, ...]:
     """The dimensions from the slowest to the fastest in memory; ``(0, 2, 3, 1)`` is ``channels_last``."""
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim)))
+    # Where strides tie, a dimension of size 1 is the faster one: so torch lays out (O, 1, 3, 3) in both its formats.
+    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), tensor.shape[dim] == 1)))
 
 
 def in_order(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
@@ -95,6 +98,21 @@ def in_order(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     if tuple(strides) == tensor.stride():
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def in_place_of(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """`data` as the parameter or buffer that takes the place of `old`: its class, gradient flag and marks."""
+    requires_grad = old.requires_grad and (data.is_floating_point() or data.is_complex())
+    if not isinstance(old, nn.Parameter):
+        new = data.requires_grad_(requires_grad)
+    elif type(old) is nn.Parameter or type(data) is not torch.Tensor or isinstance(old, FakeTensor):
+        new = nn.Parameter(data, requires_grad=requires_grad)
+    else:
+        new = torch.Tensor._make_subclass(type(old), data, requires_grad)
+    if type(data) is torch.Tensor and not isinstance(old, FakeTensor):
+        for key, value in vars(old).items():  # marks such as "no weight decay"
+            setattr(new, key, value)
+    return new
 
 
 def listed(items: Sequence[str]) -> str:
