@@ -1,0 +1,53 @@
+"""Secateur trains PyTorch networks to become small: gates, budgets, and exact cutting of what they close."""
+
+from secateur.artifact import load, save
+from secateur.compact import compact, cut_of, mask
+from secateur.errors import BudgetError, CompactionError, GateError, SecateurError, TraceError
+from secateur.gates import (
+    ARM,
+    DifferentiableSparsification,
+    DiffPrune,
+    HardConcrete,
+    Magnitude,
+    Method,
+    StraightThrough,
+    method_from_name,
+)
+from secateur.rule import Rule
+from secateur.structure.cut import CutPlan
+from secateur.structure.example import Example
+from secateur.structure.groups import Cost, Frozen, Group, Keep, Member, Structure
+from secateur.structure.trace import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ARM",
+    "BudgetError",
+    "CompactionError",
+    "Cost",
+    "CutPlan",
+    "DiffPrune",
+    "DifferentiableSparsification",
+    "Example",
+    "Frozen",
+    "GateError",
+    "Group",
+    "HardConcrete",
+    "Keep",
+    "Magnitude",
+    "Member",
+    "Method",
+    "Rule",
+    "SecateurError",
+    "StraightThrough",
+    "Structure",
+    "TraceError",
+    "compact",
+    "cut_of",
+    "load",
+    "mask",
+    "method_from_name",
+    "save",
+    "trace",
+]
