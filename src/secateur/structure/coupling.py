@@ -58,6 +58,9 @@ class Solution:
     freezes: list[Freeze]
 
 
+_Key = tuple[tuple[int, ...], bytes]
+
+
 @dataclass
 class Coupling:
     """The ledger that rules write to.
@@ -77,7 +80,8 @@ class Coupling:
     _frozen: list[tuple[Ids, int]] = field(default_factory=list)
     _freezes: list[Freeze] = field(default_factory=list)
     _reason_at: dict[Freeze, int] = field(default_factory=dict)
-    _rectangles: dict[tuple[tuple[int, ...], bytes], tuple[Ids, frozenset[int]]] = field(default_factory=dict)
+    _rectangles: dict[_Key, tuple[Ids, frozenset[int]]] = field(default_factory=dict)
+    _followers: dict[_Key, list[tuple[frozenset[int], Ids]]] = field(default_factory=dict)
 
     def new_ids(self, count: int) -> Ids:
         """``count`` fresh ids."""
@@ -118,6 +122,16 @@ class Coupling:
         _, before = self._rectangles.get(key, (ids, frozenset()))
         self._rectangles[key] = (ids, before | frozenset(blocked))
 
+    def follows(self, ids: Ids, axes: Sequence[int], narrow: Ids) -> None:
+        """Say that ``narrow`` runs along ``axes`` of a rectangle: cut there, it goes along; cut elsewhere, it stays."""
+        if not self.recording:
+            return
+        if not ids.any():
+            self.freeze(narrow, _MET_FIXED)
+            return
+        self.rectangle(ids)
+        self._followers.setdefault((ids.shape, ids.tobytes()), []).append((frozenset(axes), narrow))
+
     def collapse(self, ids: Ids, axes: Sequence[int], reason: str) -> Ids | None:
         """Give up cutting along ``axes``: tie along them, or freeze where no other axis is left.
 
@@ -151,29 +165,48 @@ class Coupling:
 
     def solve(self) -> Solution:
         """Connected components of ties, after every rectangle has picked the axis it is cut along."""
-        component = self._components([])
+        frozen_by_rules = len(self._frozen)
         chosen: list[tuple[Ids, Ids]] = []
         pending = list(self._rectangles.values())
+        component = self._components(chosen)
         while pending:
             frozen = self._frozen_components(component) >= 0
             undecided: list[tuple[Ids, frozenset[int]]] = []
-            before = len(chosen)
             for ids, blocked in pending:
-                verdict = _decide(component[ids], frozen, blocked)
-                if verdict is None:
+                axis = _decide(component[ids], frozen, blocked)
+                if axis is None:
                     undecided.append((ids, blocked))
-                elif verdict >= 0:
-                    chosen.append(_ties_across(ids, verdict))
                 else:
-                    self._frozen.append((np.unique(ids), self._number(_UNEVEN)))
-            if len(chosen) == before and undecided:
-                # No rectangle is forced any more: the largest picks its finest axis, then look again.
+                    chosen.extend(self._cut_along(ids, axis))
+            if len(undecided) == len(pending):
+                # No rectangle is forced: the largest picks its finest axis, then look again.
                 ids, blocked = max(undecided, key=lambda pair: pair[0].size)
                 undecided = [pair for pair in undecided if pair[0] is not ids]
-                chosen.append(_ties_across(ids, _finest(component[ids], frozen, blocked)))
+                chosen.extend(self._cut_along(ids, _finest(component[ids], frozen, blocked)))
             component = self._components(chosen)
             pending = undecided
-        return Solution(component, self._frozen_components(component), self._freezes)
+        solution = Solution(component, self._frozen_components(component), list(self._freezes))
+        # What the solution froze by itself may be decided otherwise when more is known.
+        del self._frozen[frozen_by_rules:]
+        return solution
+
+    def _cut_along(self, ids: Ids, axis: int) -> list[tuple[Ids, Ids]]:
+        """Ties that follow when a rectangle is cut along ``axis``; along none where it is -1."""
+        ties: list[tuple[Ids, Ids]] = []
+        if axis < 0:
+            self._frozen.append((np.unique(ids), self._number(_UNEVEN)))
+        else:
+            ties.append(_ties_across(ids, axis))
+        for axes, narrow in self._followers.get((ids.shape, ids.tobytes()), []):
+            if axes == {axis}:
+                slices = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]
+                both = (slices != 0) & (narrow != 0)
+                ties.append((slices[both], narrow[both]))
+                lonely = np.where(both, 0, slices + narrow)
+                self._frozen.append((np.unique(lonely), self._number(Freeze(_MET_FIXED))))
+            else:
+                self._frozen.append((np.unique(narrow), self._number(Freeze(_FOLLOWS_NOT))))
+        return ties
 
     def _number(self, freeze: Freeze) -> int:
         if freeze not in self._reason_at:
@@ -197,6 +230,8 @@ class Coupling:
         return first
 
 
+_MET_FIXED = "meets another tensor's dimension that cannot be cut"
+_FOLLOWS_NOT = "runs along a dimension of a tensor that is cut along another one"
 _UNEVEN = Freeze("its dimensions are merged so that no single one of them can lose slices")
 
 

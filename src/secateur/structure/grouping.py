@@ -40,6 +40,10 @@ class Grouping:
         """All ids of the units of one group."""
         return np.flatnonzero(self.group_of[self.solution.component] == group)
 
+    def axis(self, ids: Ids) -> Axis:
+        """The number of these ids that stay, as a function of open units."""
+        return count_axis(ids, self.solution.component, self.group_of, [g.size for g in self.structure.groups])
+
     def groups_in(self, ids: Iterable[Ids]) -> set[int]:
         """Positions of the groups that own any of these ids."""
         arrays = [array.ravel() for array in ids]
@@ -213,10 +217,15 @@ class _Axes:
         return self.term(product.coefficient, list(product.axes), product.label)
 
     def _axis(self, ids: Ids) -> Axis:
-        groups = self._group_of[self._component[ids]]
-        counts = np.bincount(groups + 1, minlength=1)
-        present = np.flatnonzero(counts[1:])
-        return Axis(int(counts[0]), tuple((int(g), int(counts[g + 1] // self._sizes[g])) for g in present))
+        return count_axis(ids, self._component, self._group_of, self._sizes)
+
+
+def count_axis(ids: Ids, component: NDArray[np.int64], group_of: NDArray[np.int64], sizes: list[int]) -> Axis:
+    """How many of some ids are fixed, and how many each unit of each group owns."""
+    groups = group_of[component[ids]]
+    counts = np.bincount(groups.ravel() + 1, minlength=1)
+    present = np.flatnonzero(counts[1:])
+    return Axis(int(counts[0]), tuple((int(g), int(counts[g + 1] // sizes[g])) for g in present))
 
 
 def _frozen(

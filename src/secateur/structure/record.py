@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Label
 from secateur.structure.rules import Call, RuleEntry, entry_for, operator_name, pointwise_rule
 
-__all__ = ["Entry", "Recorder", "tensors_in", "watch"]
+__all__ = ["Entry", "Recorder", "is_cache", "tensors_in", "watch"]
 
 #: Arguments that say where and how a result is stored, never what it is.
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "implicit"})
@@ -53,12 +53,15 @@ class Recorder(TorchDispatchMode):
 
     Args:
         coupling: where rules say what is tied and frozen.
+        entries: the record so far.
         stack: qualified names of the modules in execution, kept by hooks of ``watch``.
+        on_entry: called with each entry and its position; may raise to end the run.
     """
 
     coupling: Coupling
     entries: list[Entry] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
+    on_entry: Callable[[int, Entry], None] | None = None
     read: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
     _labels: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
     _aliases: dict[int, WeakIdKeyDictionary] = field(default_factory=dict)
@@ -86,9 +89,7 @@ class Recorder(TorchDispatchMode):
             self._escape(func, inputs)
             return out
         labels = self._apply(entry, Call(func, values, out, self.label), inputs, outputs)
-        self.entries.append(
-            Entry(self.coupling.operator, self.coupling.module, _scalars(values, outputs, entry), tuple(labels), inputs)
-        )
+        self._keep(values, outputs, labels, inputs, entry)
         mutated = _mutated(func, values)
         for tensor, label in zip(outputs, labels, strict=True):
             if any(tensor is changed for changed in mutated):
@@ -99,6 +100,24 @@ class Recorder(TorchDispatchMode):
             if not any(tensor is out_tensor for out_tensor in outputs):
                 self._write(tensor, labels[0] if tuple(tensor.shape) == labels[0].shape else Label(tuple(tensor.shape)))
         return out
+
+    def _keep(
+        self,
+        values: Mapping[str, Any],
+        outputs: list[torch.Tensor],
+        labels: list[Label],
+        inputs: tuple[Label, ...],
+        entry: RuleEntry | None,
+    ) -> None:
+        """Add to the record, but for operators that only copy: whether a copy is made depends on strides."""
+        operator = self.coupling.operator
+        if operator in _COPIES:
+            return
+        operator = "view" if operator in _VIEWS else operator
+        one = Entry(operator, self.coupling.module, _scalars(values, outputs, entry), tuple(labels), inputs)
+        self.entries.append(one)
+        if self.on_entry is not None:
+            self.on_entry(len(self.entries) - 1, one)
 
     def label(self, tensor: torch.Tensor) -> Label:
         """The label of a tensor; a tensor never seen is a constant."""
@@ -174,6 +193,8 @@ class Recorder(TorchDispatchMode):
             return table(*args, **kwargs)
 
 
+_COPIES = frozenset({"clone", "detach", "alias", "contiguous"})
+_VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy"})
 _HARMLESS = frozenset(
     {
         "is_same_size",
@@ -271,14 +292,22 @@ def watch(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         yield
 
 
+_CACHE_KEYS = frozenset({"past_key_values", "past_key_value", "cache_params"})
+
+
+def is_cache(value: Any) -> bool:
+    """Whether an object holds keys and values that only the model itself reads again: their widths follow a cut."""
+    return any(kind.__name__.endswith("Cache") for kind in type(value).__mro__)
+
+
 def tensors_in(value: Any, depth: int = 6) -> list[torch.Tensor]:
-    """All tensors in an output: containers, dataclasses and plain objects are looked into."""
+    """All tensors in an output: containers, dataclasses and plain objects are looked into, caches are not."""
     if isinstance(value, torch.Tensor):
         return [value]
-    if depth == 0 or value is None or isinstance(value, (str, bytes, int, float, bool, nn.Module)):
+    if depth == 0 or value is None or isinstance(value, (str, bytes, int, float, bool, nn.Module)) or is_cache(value):
         return []
     if isinstance(value, Mapping):
-        items: list[Any] = list(value.values())
+        items: list[Any] = [item for key, item in value.items() if key not in _CACHE_KEYS]
     elif isinstance(value, (list, tuple, set, frozenset)):
         items = list(value)
     elif is_dataclass(value):

@@ -12,13 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeCopyMode,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
@@ -28,10 +22,7 @@ from secateur.structure.ids import Label
 from secateur.structure.record import Entry, Recorder, tensors_in, watch
 from secateur.structure.tensors import first_names, named_tensors
 
-__all__ = ["NEEDS_VALUES", "Run", "RunFailure", "run"]
-
-#: What fake tensors raise when a model looks at values, or at an operator that has no fake form.
-NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+__all__ = ["Run", "RunFailure", "run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +65,7 @@ def run(
     training: bool,
     fake: bool,
     prepare: Callable[[nn.Module], None] | None = None,
+    on_entry: Callable[[int, Entry], None] | None = None,
 ) -> Run:
     """Run a copy of ``model`` once and record it.
 
@@ -85,6 +77,7 @@ def run(
         training: the mode.
         fake: whether on fake tensors.
         prepare: changes the copy before it runs (the trial cuts it).
+        on_entry: called with each recorded operator; may raise to end the run.
 
     Raises:
         RunFailure: the forward raised.
@@ -95,7 +88,7 @@ def run(
     if prepare is not None:
         prepare(twin)
     twin.train(training)
-    recorder = Recorder(coupling)
+    recorder = Recorder(coupling, on_entry=on_entry)
     everywhere = named_tensors(twin)
     tensors = {name: everywhere[name] for name, first in first_names(twin).items() if name == first}
     for name, tensor in tensors.items():

@@ -8,18 +8,21 @@ survive that is frozen (``trial``).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from secateur.errors import TraceError
+from secateur.structure.attributes import SizedAttributes, settle
 from secateur.structure.coupling import Coupling
 from secateur.structure.example import Example, Examples, as_examples
-from secateur.structure.grouping import Grouping, group_units
+from secateur.structure.grouping import group_units
 from secateur.structure.groups import Structure
-from secateur.structure.runs import NEEDS_VALUES, Run, RunFailure, run
+from secateur.structure.runs import Run, RunFailure, run
 from secateur.structure.sites import Sites
-from secateur.structure.trial import Trial, TrialFailure
+from secateur.structure.trial import Recorded, Trial
 
 __all__ = ["trace"]
 
@@ -53,62 +56,65 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     calls = as_examples(examples)
     coupling = Coupling()
     sites = Sites.of(model, coupling)
-    runs, notes = _runs(model, calls, sites, coupling)
-    read = frozenset().union(*(one.read for _, one, _, _ in runs))
-    for _, one, _, _ in runs:
-        _freeze_outputs(coupling, one)
+    recorded, notes = _record(model, calls, sites, coupling)
+    read = frozenset().union(*(one.run.read for one in recorded))
+    for one in recorded:
+        _freeze_outputs(coupling, one.run)
+    attributes = SizedAttributes()
     for _ in range(_MAX_TRIALS):
         grouping = group_units(coupling, sites, read, notes)
-        failure = _try(model, runs, sites, coupling, grouping)
-        if failure is None:
+        if not grouping.structure.groups:
             return grouping.structure
-        if not failure.groups:
+        pairs = any(group.size == 2 for group in grouping.structure.groups)
+        for trial in [Trial(model, recorded, sites, grouping, pairs=p) for p in ((False, True) if pairs else (False,))]:
+            deviation = settle(model, recorded, trial, grouping, attributes)
+            if deviation is not None:
+                break
+        else:
+            return replace(grouping.structure, attributes=attributes.rules(grouping))
+        blamed = trial.blame(deviation)
+        if not blamed:
             raise TraceError(
-                f"the trial cut failed and no unit explains it; please report this model: {failure.freeze.reason}"
+                f"a trial cut failed and no unit explains it: {deviation.freeze}. Please report this model."
             )
-        for name in failure.groups:
-            coupling.freeze_at(grouping.ids_of(name), failure.freeze)
-    raise TraceError(f"after {_MAX_TRIALS} trial cuts some still failed, the last because it {failure.freeze.reason}.")
+        for group in blamed:
+            coupling.freeze_at(grouping.ids_of(group), deviation.freeze)
+    raise TraceError(f"after {_MAX_TRIALS} trial cuts one still failed: {deviation.freeze}. Please report this model.")
 
 
-_Runs = list[tuple[Example, Run, bool, bool]]
-
-
-def _runs(
+def _record(
     model: nn.Module, calls: tuple[Example, ...], sites: Sites, coupling: Coupling
-) -> tuple[_Runs, tuple[str, ...]]:
-    """Record every example in evaluation and training mode."""
+) -> tuple[list[Recorded], tuple[str, ...]]:
+    """Run every example in evaluation and training mode; on fake tensors wherever they do."""
     labels = sites.labels()
-    runs: _Runs = []
+    recorded: list[Recorded] = []
     notes: list[str] = []
     fake = True
     for position, example in enumerate(calls):
         for training in (False, True):
             coupling.count_products = position == 0 and not training
-            while True:
+            try:
                 try:
                     one = run(model, example, labels, coupling, training=training, fake=fake)
                 except RunFailure as failure:
-                    if fake and (
-                        isinstance(failure.error, NEEDS_VALUES) or isinstance(failure.error.__cause__, NEEDS_VALUES)
-                    ):
-                        _check_values_at_hand(model, failure)
-                        fake = False
-                        notes.append(
-                            "the model looks at values, so it was traced on the examples themselves: another path for "
-                            "other values is not covered"
-                        )
-                        continue
-                    if training and runs:
-                        notes.append(
-                            f"training mode could not be traced ({type(failure.error).__name__}: {failure.error}); "
-                            "only evaluation mode is covered"
-                        )
-                        break
+                    if not fake or (training and recorded) or _on_meta(model):
+                        raise
+                    fake = False
+                    one = run(model, example, labels, coupling, training=training, fake=False)
+                    notes.append(
+                        "the model does not run on fake tensors, so it was traced on the examples themselves, and "
+                        f"another path for other values is not covered ({type(failure.error).__name__})"
+                    )
+            except RunFailure as failure:
+                if not (training and recorded):
                     raise _does_not_run(position, training, failure) from failure.error
-                runs.append((example, one, training, fake))
-                break
-    return runs, tuple(dict.fromkeys(notes))
+                notes.append(
+                    f"training mode could not be traced ({type(failure.error).__name__}: {failure.error}); "
+                    "only evaluation mode is covered"
+                )
+                continue
+            recorded.append(Recorded(example, one, training, fake))
+    return recorded, tuple(dict.fromkeys(notes))
 
 
 def _freeze_outputs(coupling: Coupling, one: Run) -> None:
@@ -119,17 +125,6 @@ def _freeze_outputs(coupling: Coupling, one: Run) -> None:
     for label in one.escaped:
         for factor in label.factors:
             coupling.freeze(factor.ids, "escapes: a tensor that holds it is still alive after the forward")
-
-
-def _try(model: nn.Module, runs: _Runs, sites: Sites, coupling: Coupling, grouping: Grouping) -> TrialFailure | None:
-    if not grouping.structure.groups:
-        return None
-    trial = Trial(sites, grouping)
-    for example, one, training, fake in runs:
-        failure = trial.check(model, example, one, training=training, fake=fake)
-        if failure is not None:
-            return failure
-    return None
 
 
 def _check(model: nn.Module) -> None:
@@ -162,12 +157,8 @@ def _check(model: nn.Module) -> None:
         raise TraceError(f"model: {kind} has no parameters, so there is nothing to prune.")
 
 
-def _check_values_at_hand(model: nn.Module, failure: RunFailure) -> None:
-    if any(tensor.is_meta for tensor in model.parameters()):
-        raise TraceError(
-            f"the model looks at values (in {failure.stack[-1] if failure.stack else 'its forward'}: {failure.error}), and "
-            "on the meta device there are none. Build it on a real device, or leave that part out of the traced module."
-        ) from failure.error
+def _on_meta(model: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in model.parameters())
 
 
 def _does_not_run(position: int, training: bool, failure: RunFailure) -> TraceError:
@@ -176,5 +167,5 @@ def _does_not_run(position: int, training: bool, failure: RunFailure) -> TraceEr
     return TraceError(
         f"examples[{position}] does not run through the model in {'training' if training else 'evaluation'} mode: in "
         f"{where}, after {after}: {type(failure.error).__name__}: {failure.error}. Give inputs that the model's forward "
-        "accepts, with their dtypes and device."
+        "accepts, with their dtypes and device; a model that looks at values cannot be traced on the meta device."
     )

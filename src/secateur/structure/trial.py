@@ -2,12 +2,14 @@
 
 Labels cannot see sizes that flow into numbers, or code with sizes written into it. So the cut model
 must execute the same operators with the same numbers, and every label must be the dense one restricted
-to the kept units. What differs names the place, and the groups at that place are frozen.
+to the kept units. Where it first differs, an attribute that holds a size may have to follow the cut
+(``attributes``); else the groups at that place are frozen, with the place as their reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,46 +26,85 @@ from secateur.structure.record import Entry
 from secateur.structure.runs import Run, RunFailure, run
 from secateur.structure.sites import Sites
 
-__all__ = ["Trial", "TrialFailure", "uneven_keep"]
+__all__ = ["Deviation", "Recorded", "Trial", "uneven_keep"]
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A dense run and how to repeat it.
+
+    Args:
+        example: its inputs.
+        run: what it did.
+        training: its mode.
+        fake: whether it ran on fake tensors.
+    """
+
+    example: Example
+    run: Run
+    training: bool
+    fake: bool
 
 
 @dataclass(frozen=True)
-class TrialFailure:
-    """Groups that did not survive the trial.
+class Deviation:
+    """Where a cut model first did something else than the dense one.
 
     Args:
-        groups: their positions.
-        freeze: why, where.
+        at: position of the run and of the operator in it; larger is later.
+        freeze: what it did, and where.
+        stack: modules in execution there, the innermost last.
     """
 
-    groups: tuple[int, ...]
+    at: tuple[int, int]
     freeze: Freeze
+    stack: tuple[str, ...]
 
 
-def uneven_keep(grouping: Grouping, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Keep-sets of different sizes at scattered positions: about half of each group, at least one unit."""
-    generator = np.random.default_rng(seed)
+class _Deviates(Exception):
+    """Ends a run at the first difference."""
+
+
+def uneven_keep(grouping: Grouping, *, pairs: bool) -> dict[str, torch.Tensor]:
+    """Keep-sets of different sizes at scattered positions: between a third and all but one of each group.
+
+    Groups of two are kept whole unless ``pairs``: labels of dimensions of size 1 cannot be told from none.
+    """
+    generator = np.random.default_rng(0)
     keep: dict[str, torch.Tensor] = {}
     for number, group in enumerate(grouping.structure.groups):
-        low, high = max(1, group.size // 3), group.size - 1
+        low, high = (max(2, group.size // 3), group.size - 1) if group.size > 2 else (2 - pairs, 2 - pairs)
         count = low + (7 * number + 3) % (high - low + 1)
         keep[group.name] = torch.from_numpy(np.sort(generator.permutation(group.size)[:count]))
     return keep
 
 
 class Trial:
-    """One set of cuts, tried on every recorded run.
+    """One cut of all groups, tried on every recorded run.
 
     Args:
-        sites: the model's sites.
+        model: the dense model; copies of it are cut.
+        recorded: its dense runs.
+        sites: its sites.
         grouping: its groups.
-        keep: kept units; uneven ones of all groups where None.
+        pairs: whether groups of two are cut to one as well; only sizes and numbers are compared then.
+        keep: kept units, where they are to be others than ``uneven_keep`` gives.
     """
 
-    def __init__(self, sites: Sites, grouping: Grouping, keep: Keep | None = None) -> None:
-        self._sites, self._grouping = sites, grouping
-        self._keep = dict(uneven_keep(grouping) if keep is None else keep)
-        self._plan = grouping.structure.plan(self._keep)
+    def __init__(
+        self,
+        model: nn.Module,
+        recorded: list[Recorded],
+        sites: Sites,
+        grouping: Grouping,
+        *,
+        pairs: bool = False,
+        keep: Keep | None = None,
+    ) -> None:
+        self._model, self._recorded, self._sites, self._grouping = model, recorded, sites, grouping
+        self.keep = dict(uneven_keep(grouping, pairs=pairs) if keep is None else keep)
+        self._strict = not pairs
+        self._plan = grouping.structure.plan(self.keep)
         kept = {
             name: {dim: np.array(positions, dtype=np.int64) for dim, positions in dims.items()}
             for name, dims in self._plan.tensors.items()
@@ -71,39 +112,73 @@ class Trial:
         self._labels = sites.labels(kept)
         self._stays = self._kept_ids()
 
-    def check(
-        self, model: nn.Module, example: Example, dense: Run, *, training: bool, fake: bool
-    ) -> TrialFailure | None:
-        """Run the cut model and compare; None where everything agrees."""
-        deaf = Coupling(recording=False)
-        try:
-            small = run(
-                model,
-                example,
-                self._labels,
-                deaf,
-                training=training,
-                fake=fake,
-                prepare=lambda twin: cut_(twin, self._plan),
-            )
-        except RunFailure as failure:
-            return self._raised(dense, failure)
-        for position, (before, after) in enumerate(zip(dense.entries, small.entries, strict=False)):
-            reason = self._differ(before, after)
-            if reason:
-                return self._blame(dense, position, reason)
-        if len(dense.entries) != len(small.entries):
-            return self._blame(
-                dense, min(len(dense.entries), len(small.entries)) - 1, "changes which operators the model executes"
-            )
+    def first_deviation(self, attributes: Mapping[str, int]) -> Deviation | None:
+        """Cut, set attributes, run everything, and compare; None where everything agrees."""
+        plan = replace(self._plan, attributes={**self._plan.attributes, **attributes})
+        for number, one in enumerate(self._recorded):
+            dense = one.run.entries
+            seen = 0
+
+            def compare(position: int, after: Entry, dense: list[Entry] = dense) -> None:
+                nonlocal seen
+                seen = position + 1
+                if position >= len(dense):
+                    raise _Deviates(f"makes the model execute {after.operator} where it had ended")
+                if reason := self._differ(dense[position], after):
+                    seen = position
+                    raise _Deviates(reason)
+
+            try:
+                run(
+                    self._model,
+                    one.example,
+                    self._labels,
+                    Coupling(recording=False),
+                    training=one.training,
+                    fake=one.fake,
+                    prepare=lambda twin: cut_(twin, plan),
+                    on_entry=compare,
+                )
+            except RunFailure as failure:
+                return self._deviation(number, min(seen, len(dense) - 1), failure)
+            if seen < len(dense):
+                entry = dense[seen]
+                freeze = Freeze(f"makes the model end before {entry.operator}", entry.operator, entry.module)
+                return Deviation((number, seen), freeze, (entry.module,))
         return None
+
+    def blame(self, deviation: Deviation) -> tuple[int, ...]:
+        """The groups at the place: those in the operator's tensors, else in the module's, else in its callers'."""
+        dense = self._recorded[deviation.at[0]].run.entries
+        entry = dense[deviation.at[1]]
+        direct = self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))
+        if direct:
+            return tuple(sorted(direct))
+        scope = deviation.freeze.module
+        while True:
+            names = {name for name in self._sites.shapes if _within(name, scope)}
+            ids = _ids_of([label for e in dense if _within(e.module, scope) for label in e.labels])
+            ids += [self._sites.ids(site) for site, name in enumerate(self._sites.tensors) if name in names]
+            found = self._grouping.groups_in(ids)
+            if found or not scope:
+                return tuple(sorted(found))
+            scope = scope.rpartition(".")[0]
+
+    def _deviation(self, number: int, position: int, failure: RunFailure) -> Deviation:
+        entry = self._recorded[number].run.entries[position]
+        stack = tuple(failure.stack) or (entry.module,)
+        if isinstance(failure.error, _Deviates):
+            return Deviation((number, position), Freeze(str(failure.error), entry.operator, entry.module), stack)
+        text = (str(failure.error).strip().splitlines() or [""])[0][:160]
+        reason = f"does not fit code with sizes of its own ({type(failure.error).__name__}: {text})"
+        return Deviation((number, position), Freeze(reason, entry.operator, stack[-1]), stack)
 
     def _kept_ids(self) -> NDArray[np.bool_]:
         grouping = self._grouping
         stays = np.ones(len(grouping.group_of), dtype=bool)
         for number, group in enumerate(grouping.structure.groups):
             open_units = np.zeros(group.size, dtype=bool)
-            open_units[self._keep[group.name].numpy()] = True
+            open_units[self.keep[group.name].numpy()] = True
             mine = grouping.group_of == number
             stays[mine] = open_units[grouping.unit_of[mine]]
         return stays[grouping.solution.component]
@@ -117,27 +192,28 @@ class Trial:
                 f"flows as a size into the numbers of {before.operator} ({_difference(before.scalars, after.scalars)})"
             )
         for wide, narrow in zip(before.labels, after.labels, strict=False):
-            if wide.neutral and narrow.neutral:
-                continue
-            if not self._agrees(wide, narrow):
-                return f"does not come through {before.operator} as it should (a size or a position is written into the code)"
+            if not (wide.neutral and narrow.neutral) and not self._agrees(wide, narrow):
+                return f"does not come through {before.operator} as it should: the code holds a size or a position"
         return ""
 
     def _agrees(self, wide: Label, narrow: Label) -> bool:
         """Whether a label of the cut model is the dense one, restricted to what stays."""
         if len(wide.shape) != len(narrow.shape):
             return False
-        expected = [self._restricted(factor) for factor in wide.factors]
-        if any(factor is None for factor in expected):
-            return False
+        expected: list[Factor] = []
+        for factor in wide.factors:
+            restricted = self._restricted(factor)
+            if restricted is None:
+                return False
+            expected.append(restricted)
         sizes = dict(enumerate(wide.shape))
         for factor in expected:
-            assert factor is not None
             sizes.update(zip(factor.dims, factor.ids.shape, strict=True))
         if tuple(sizes.values()) != narrow.shape:
             return False
-        left = _plain(expected, narrow.shape)
-        right = _plain(list(narrow.factors), narrow.shape)
+        if not self._strict:
+            return True
+        left, right = _by_dims(expected), _by_dims(narrow.factors)
         return left.keys() == right.keys() and all(np.array_equal(left[dims], right[dims]) for dims in left)
 
     def _restricted(self, factor: Factor) -> Factor | None:
@@ -151,62 +227,24 @@ class Trial:
             return None
         return Factor(factor.dims, factor.ids[chosen])
 
-    def _raised(self, dense: Run, failure: RunFailure) -> TrialFailure:
-        position = len(failure.entries)
-        for k, (before, after) in enumerate(zip(dense.entries, failure.entries, strict=False)):
-            reason = self._differ(before, after)
-            if reason:
-                return self._blame(dense, k, reason)
-        at = dense.entries[min(position, len(dense.entries) - 1)]
-        module = failure.stack[-1] if failure.stack else at.module
-        text = str(failure.error).strip().splitlines()
-        return self._blame(
-            dense,
-            min(position, len(dense.entries) - 1),
-            f"does not fit code with sizes of its own ({type(failure.error).__name__}: {text[0][:160] if text else ''})",
-            module,
-        )
 
-    def _blame(self, dense: Run, position: int, reason: str, module: str | None = None) -> TrialFailure:
-        """The groups at the place where the trial failed: those in the operator's tensors, else the module's, else its callers'."""
-        entry = dense.entries[position]
-        where = entry.module if module is None else module
-        freeze = Freeze(reason, entry.operator, where)
-        direct = self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))
-        if direct:
-            return TrialFailure(tuple(sorted(direct)), freeze)
-        scope = where
-        while True:
-            names = [n for n in self._sites.shapes if n.startswith(f"{scope}.") or not scope]
-            inside = [e for e in dense.entries if e.module == scope or e.module.startswith(f"{scope}.") or not scope]
-            found = self._grouping.groups_in(
-                [*_ids_of([label for e in inside for label in e.labels]), *(_own_ids(self._sites, names))]
-            )
-            if found or not scope:
-                return TrialFailure(tuple(sorted(found)), freeze)
-            scope = scope.rpartition(".")[0]
+def _within(name: str, scope: str) -> bool:
+    return not scope or name == scope or name.startswith(f"{scope}.")
 
 
 def _ids_of(labels: list[Label]) -> list[Ids]:
     return [factor.ids for label in labels for factor in label.factors]
 
 
-def _own_ids(sites: Sites, names: list[str]) -> list[Ids]:
-    wanted = set(names)
-    return [sites.ids(site) for site, name in enumerate(sites.tensors) if name in wanted]
-
-
-def _plain(factors: list[Factor | None], shape: tuple[int, ...]) -> dict[tuple[int, ...], Ids]:
-    """Factors by dimension, without dimensions of size 1, whose label says nothing that could differ."""
+def _by_dims(factors: list[Factor] | tuple[Factor, ...]) -> dict[tuple[int, ...], Ids]:
+    """Factors by dimension, in one normal form: without dimensions along which the ids do not change."""
     plain: dict[tuple[int, ...], Ids] = {}
     for factor in factors:
-        if factor is None:
-            continue
         dims, ids = factor.dims, factor.ids
         for axis in reversed(range(len(dims))):
             if ids.shape[axis] == 1 or bool((ids == ids.take([0], axis=axis)).all()):
                 ids, dims = ids.take(0, axis=axis), dims[:axis] + dims[axis + 1 :]
-        if dims:
+        if dims and ids.any():
             plain[dims] = ids
     return plain
 

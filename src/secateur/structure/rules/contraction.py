@@ -91,7 +91,7 @@ def _matrix_product(c: Coupling, left: Label, right: Label, shape: Sequence[int]
     _carry_rest(c, rest_right)
     narrow_left = Label((*left.shape[:-1], 1), rest_left.factors, neutral=left.neutral)
     narrow_right = Label((*right.shape[:-2], 1, right.shape[-1]), rest_right.factors, neutral=right.neutral)
-    factors = meet(c, [_batched(c, narrow_left, n - 1), _batched(c, narrow_right, n - 2)], shape)
+    factors = meet(c, [_batched(c, narrow_left, n - 1), _batched(c, narrow_right, n - 2)], shape, coarse=True)
     return Label(tuple(shape), factors, weight=left.weight and right.weight)
 
 
@@ -289,7 +289,7 @@ def attention(c: Coupling, call: Call) -> list[Label]:
     count_macs(c, (v, [0, 1, 3]), times=float(t * s))
     out_shape = (*q.shape[:3], v.shape[3])
     value = Label((v.shape[0], v.shape[1], 1, v.shape[3]), v.factors)
-    out = Label(out_shape, meet(c, [score, value], (*q.shape[:2], 1, v.shape[3])))
+    out = Label(out_shape, meet(c, [score, value], (*q.shape[:2], 1, v.shape[3]), coarse=True))
     rest = [tensor for tensor in call.out[1:] if hasattr(tensor, "shape")]
     side = [
         set_factors(Label(tuple(t.shape)), t.shape, [f for f in score.factors if len(t.shape) > 1 and f.dims == (1,)])

@@ -21,12 +21,17 @@ _ZERO_TO_ZERO = frozenset(
 )
 
 
-def meet(c: Coupling, labels: Sequence[Label], shape: Sequence[int]) -> tuple[Factor, ...]:
+def meet(
+    c: Coupling, labels: Sequence[Label], shape: Sequence[int], *, coarse: bool = False
+) -> tuple[Factor, ...]:
     """Factors of the element-wise combination of operands, broadcast to ``shape``.
 
     Units at equal positions are tied. A unit that meets a position which is not a unit's (another
     tensor's fixed dimension of full extent, not neutral) is frozen; where its factor has further
-    dimensions, it is only tied along the fixed ones.
+    dimensions, it is only tied along the fixed ones. Where a factor meets another over fewer dimensions
+    (heads x features and features), either they are cut along the shared ones together, or the smaller
+    one is not cut: the solution decides, or, where ``coarse``, the shared ones it is (heads of an
+    attention's values follow its scores).
     """
     pieces: list[tuple[tuple[int, ...], Factor]] = []
     fixed: set[int] = set()
@@ -47,7 +52,7 @@ def meet(c: Coupling, labels: Sequence[Label], shape: Sequence[int]) -> tuple[Fa
             )
     reason = "meets another tensor's dimension that cannot be cut"
     kept = [_drop(c, factor, fixed, reason) for _, factor in pieces]
-    return _merge(c, [factor for factor in kept if factor is not None])
+    return _merge(c, [factor for factor in kept if factor is not None], coarse)
 
 
 def _drop(c: Coupling, factor: Factor, dims: set[int], reason: str) -> Factor | None:
@@ -59,8 +64,8 @@ def _drop(c: Coupling, factor: Factor, dims: set[int], reason: str) -> Factor | 
     return None if ids is None else Factor(tuple(d for d in factor.dims if d not in dims), ids)
 
 
-def _merge(c: Coupling, factors: list[Factor]) -> tuple[Factor, ...]:
-    """Tie factors that share dimensions; those over different sets keep only the dimensions they share."""
+def _merge(c: Coupling, factors: list[Factor], coarse: bool) -> tuple[Factor, ...]:
+    """Tie factors that share dimensions, so that none of the result's do."""
     reason = "meets a unit that is laid out along other dimensions"
     while True:
         clash = next(
@@ -69,10 +74,15 @@ def _merge(c: Coupling, factors: list[Factor]) -> tuple[Factor, ...]:
         )
         if clash is None:
             break
-        shared = set(clash[0].dims) & set(clash[1].dims)
+        wide, narrow = sorted(clash, key=lambda factor: -len(factor.dims))
+        rest = [f for f in factors if f is not wide and f is not narrow]
+        shared = set(wide.dims) & set(narrow.dims)
+        if not coarse and shared == set(narrow.dims):
+            c.follows(wide.ids, [wide.dims.index(dim) for dim in narrow.dims], narrow.ids)
+            factors = [*rest, wide]
+            continue
         narrowed = [_drop(c, factor, set(factor.dims) - shared, reason) for factor in clash]
-        factors = [f for f in factors if f is not clash[0] and f is not clash[1]]
-        factors.extend(factor for factor in narrowed if factor is not None)
+        factors = [*rest, *(factor for factor in narrowed if factor is not None)]
     merged: dict[tuple[int, ...], Factor] = {}
     for factor in factors:
         first = merged.setdefault(factor.dims, factor)
