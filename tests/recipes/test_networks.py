@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import secateur as sc
 from secateur.errors import SecateurError
 from secateur.recipes.networks import NETWORKS, DigitsNet, LeNet5, LeNet300, ResNet20, network
 
@@ -58,3 +59,28 @@ def test_counted_dimensions_of_a_dense_network_are_pruned_by_nothing(name: str):
 def test_an_unknown_network_is_refused_with_the_list_of_those_that_exist():
     with pytest.raises(SecateurError, match=r"unknown network 'lenet'.*digits-resnet.*lenet-5"):
         network("lenet")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_masked_equals_compact_for_every_network(name: str, share: float):
+    row = network(name)
+    model = row.build().double()
+    generator = torch.Generator().manual_seed(0)
+    # Statistics, scales and shifts as training leaves them, not as they are initialised.
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(0.5 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.1)
+    x = torch.randn(2, *row.shape, generator=generator, dtype=torch.float64)
+    structure = sc.trace(model, examples=(x,))
+    keep = {
+        group.name: torch.randperm(group.size, generator=generator)[: max(1, round(share * group.size))].sort().values
+        for group in structure.groups
+    }
+    masked, small = sc.mask(model, structure, keep), sc.compact(model, structure, keep)
+    cost = structure.cost(keep)
+    assert n_params(small) == cost.params < n_params(model)
+    for module in (masked, small):
+        module.eval()
+    expected, found = masked(x), small(x)
+    assert (expected - found).abs().max() <= 1e-10 * expected.abs().max()
