@@ -245,7 +245,7 @@ def _ties_across(ids: Ids, axis: int) -> tuple[Ids, Ids]:
 
 def _slices_free(component: NDArray[np.int64], frozen: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
     slices = np.moveaxis(component, axis, 0).reshape(component.shape[axis], -1)
-    return ~frozen[slices].any(axis=1)
+    return np.asarray(~frozen[slices].any(axis=1), dtype=np.bool_)
 
 
 def _uniform(component: NDArray[np.int64], axis: int) -> bool:
@@ -280,10 +280,10 @@ def _finest(component: NDArray[np.int64], frozen: NDArray[np.bool_], blocked: fr
 
     def count(axis: int) -> int:
         slices = np.moveaxis(component, axis, 0).reshape(component.shape[axis], -1)
-        used, at = np.unique(slices, return_inverse=True)
-        at = at.reshape(slices.shape)
+        used, inverse = np.unique(slices, return_inverse=True)
+        at = inverse.reshape(slices.shape)
         ties = coo_array(
-            (np.ones(at.size, np.int8), (at.ravel(), np.repeat(at[:, :1], at.shape[1], axis=1).ravel())),
+            (np.ones(at.size, np.int8), (at.ravel(), np.broadcast_to(at[:, :1], slices.shape).ravel())),
             shape=(len(used), len(used)),
         )
         number, merged = connected_components(ties, directed=False)

@@ -264,8 +264,10 @@ def describe(structure: Structure) -> str:
     """The table that ``print(structure)`` shows: groups, what is at stake in each, and what is frozen."""
     dense = structure.cost()
     lines = [
-        f"{len(structure.groups)} groups, {sum(group.size for group in structure.groups)} units; "
-        f"{dense.params:,} parameters, {dense.macs:,} MACs",
+        (
+            f"{len(structure.groups)} groups, {sum(group.size for group in structure.groups)} units; "
+            f"{dense.params:,} parameters, {dense.macs:,} MACs"
+        ),
         f"{'group':<40} {'units':>6} {'params/unit':>12} {'MACs/unit':>14}  members",
     ]
     for group in structure.groups:

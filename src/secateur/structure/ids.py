@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Factor", "Ids", "Label", "make_factor", "map_dims", "matching_blocks", "reshape_factor"]
+__all__ = ["Factor", "Ids", "Label", "first_slice", "make_factor", "map_dims", "matching_blocks", "reshape_factor"]
 
 Ids = NDArray[np.int64]
 Shape = tuple[int, ...]
@@ -85,11 +85,16 @@ def make_factor(dims: Sequence[int], ids: Ids) -> Factor | None:
     axis = 0
     while len(dims) > 1 and axis < len(dims):
         if ids.shape[axis] == 1 or bool((ids == ids.take([0], axis=axis)).all()):
-            ids = ids.take(0, axis=axis)
+            ids = first_slice(ids, axis)
             dims = dims[:axis] + dims[axis + 1 :]
         else:
             axis += 1
     return Factor(dims, np.ascontiguousarray(ids))
+
+
+def first_slice(ids: Ids, axis: int) -> Ids:
+    """The ids at position 0 of an axis, which goes."""
+    return np.asarray(np.take(ids, 0, axis=axis), dtype=np.int64)
 
 
 def map_dims(factors: Iterable[Factor], to: Callable[[int], int]) -> tuple[Factor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -47,6 +47,11 @@ class Entry:
     inputs: tuple[Label, ...]
 
 
+def _by_tensor() -> Any:
+    """A dictionary that holds its tensors weakly, by identity."""
+    return WeakIdKeyDictionary()
+
+
 @dataclass(eq=False)
 class Recorder(TorchDispatchMode):
     """Runs beneath a model, applies the rule of each operator and keeps the record.
@@ -62,12 +67,12 @@ class Recorder(TorchDispatchMode):
     entries: list[Entry] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
     on_entry: Callable[[int, Entry], None] | None = None
-    read: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-    _labels: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-    _aliases: dict[int, WeakIdKeyDictionary] = field(default_factory=dict)
+    read: MutableMapping[torch.Tensor, bool] = field(default_factory=_by_tensor)
+    _labels: MutableMapping[torch.Tensor, Label] = field(default_factory=_by_tensor)
+    _aliases: dict[int, MutableMapping[torch.Tensor, bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        TorchDispatchMode.__init__(self)
+        TorchDispatchMode.__init__(self)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -121,7 +126,7 @@ class Recorder(TorchDispatchMode):
 
     def label(self, tensor: torch.Tensor) -> Label:
         """The label of a tensor; a tensor never seen is a constant."""
-        known: Label | None = self._labels.get(tensor)
+        known = self._labels.get(tensor)
         return known if known is not None else Label(tuple(tensor.shape))
 
     def set_label(self, tensor: torch.Tensor, label: Label) -> None:
@@ -131,7 +136,7 @@ class Recorder(TorchDispatchMode):
                 self.coupling.rectangle(factor.ids)
         self._labels[tensor] = label
         storage = tensor.untyped_storage()._cdata
-        self._aliases.setdefault(storage, WeakIdKeyDictionary())[tensor] = True
+        self._aliases.setdefault(storage, _by_tensor())[tensor] = True
 
     def alive(self) -> list[tuple[torch.Tensor, Label]]:
         """All labelled tensors that still exist."""
@@ -165,7 +170,7 @@ class Recorder(TorchDispatchMode):
     def _write(self, tensor: torch.Tensor, label: Label) -> None:
         """An in-place write: every tensor that looks at the same storage sees it too."""
         storage = tensor.untyped_storage()._cdata
-        for other in list(self._aliases.get(storage, WeakIdKeyDictionary()).keys()):
+        for other in list(self._aliases.get(storage, {})):
             if other is tensor:
                 continue
             known = self.label(other)
@@ -248,13 +253,12 @@ def _mutated(func: Any, values: Mapping[str, Any]) -> list[torch.Tensor]:
 def _scalars(values: Mapping[str, Any], outputs: list[torch.Tensor], entry: RuleEntry | None) -> tuple[Any, ...]:
     """What must be the same in the dense model and a cut one: every argument but tensors, storage and sizes."""
     kept: list[Any] = []
-    for name, value in values.items():
-        if name in _STORAGE or isinstance(value, torch.Tensor) or value is None:
+    for name, given in values.items():
+        if name in _STORAGE or isinstance(given, torch.Tensor) or given is None:
             continue
-        if isinstance(value, (list, tuple)):
-            if any(isinstance(item, torch.Tensor) for item in value):
-                continue
-            value = tuple(value)
+        if isinstance(given, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in given):
+            continue
+        value = tuple(given) if isinstance(given, (list, tuple)) else given
         if entry is not None and entry.sizes and name not in _NEVER_SIZES and _integral(value):
             continue
         kept.append((name, value if not isinstance(value, torch.dtype) else str(value)))

@@ -42,7 +42,7 @@ class Run:
     read: frozenset[str]
 
 
-class RunFailure(Exception):
+class RunFailure(Exception):  # noqa: N818 - what failed is the user's model, not this code
     """A forward raised; carries how far it came.
 
     Args:
@@ -141,5 +141,5 @@ def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
     except Exception as error:
         raise TraceError(
             f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}. Tracing works on a "
-            "copy; make the model pass copy.deepcopy (no open files, locks or tensors that carry a graph as attributes)."
+            "copy; make the model pass copy.deepcopy (no open files, locks, or tensors with a graph as attributes)."
         ) from error

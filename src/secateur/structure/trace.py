@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from secateur.errors import TraceError
 from secateur.structure.attributes import SizedAttributes, settle
@@ -25,8 +25,6 @@ from secateur.structure.sites import Sites
 from secateur.structure.trial import Recorded, Trial
 
 __all__ = ["trace"]
-
-_MAX_TRIALS = 200
 
 
 def trace(model: nn.Module, examples: Examples) -> Structure:
@@ -61,7 +59,7 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     for one in recorded:
         _freeze_outputs(coupling, one.run)
     attributes = SizedAttributes()
-    for _ in range(_MAX_TRIALS):
+    while True:
         grouping = group_units(coupling, sites, read, notes)
         if not grouping.structure.groups:
             return grouping.structure
@@ -79,7 +77,6 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
             )
         for group in blamed:
             coupling.freeze_at(grouping.ids_of(group), deviation.freeze)
-    raise TraceError(f"after {_MAX_TRIALS} trial cuts one still failed: {deviation.freeze}. Please report this model.")
 
 
 def _record(
@@ -135,7 +132,7 @@ def _check(model: nn.Module) -> None:
         "DistributedDataParallel": "trace model.module, and wrap again afterwards",
         "DataParallel": "trace model.module",
         "FullyShardedDataParallel": "trace the module before it is sharded",
-        "OptimizedModule": "trace the module that was given to torch.compile (model._orig_mod), and compile again afterwards",
+        "OptimizedModule": "trace what was given to torch.compile (model._orig_mod), and compile again afterwards",
     }
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
@@ -145,7 +142,7 @@ def _check(model: nn.Module) -> None:
     if kind in wrapped:
         raise TraceError(f"model: {kind} wraps the model; {wrapped[kind]}.")
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    lazy = [name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
     if lazy:
         raise TraceError(f"model: {lazy[0]} has no shape yet (a lazy module); run the model once first.")
     devices = sorted({str(tensor.device) for _, tensor in tensors})
@@ -166,6 +163,6 @@ def _does_not_run(position: int, training: bool, failure: RunFailure) -> TraceEr
     after = failure.entries[-1].operator if failure.entries else "no operator yet"
     return TraceError(
         f"examples[{position}] does not run through the model in {'training' if training else 'evaluation'} mode: in "
-        f"{where}, after {after}: {type(failure.error).__name__}: {failure.error}. Give inputs that the model's forward "
+        f"{where}, after {after}: {type(failure.error).__name__}: {failure.error}. Give inputs that its forward "
         "accepts, with their dtypes and device; a model that looks at values cannot be traced on the meta device."
     )

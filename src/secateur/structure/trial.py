@@ -21,7 +21,7 @@ from secateur.structure.cut import cut_
 from secateur.structure.example import Example
 from secateur.structure.grouping import Grouping
 from secateur.structure.groups import Keep
-from secateur.structure.ids import Factor, Ids, Label
+from secateur.structure.ids import Factor, Ids, Label, first_slice
 from secateur.structure.record import Entry
 from secateur.structure.runs import Run, RunFailure, run
 from secateur.structure.sites import Sites
@@ -61,7 +61,7 @@ class Deviation:
     stack: tuple[str, ...]
 
 
-class _Deviates(Exception):
+class _Deviates(Exception):  # noqa: N818 - a way out, not an error
     """Ends a run at the first difference."""
 
 
@@ -243,7 +243,7 @@ def _by_dims(factors: list[Factor] | tuple[Factor, ...]) -> dict[tuple[int, ...]
         dims, ids = factor.dims, factor.ids
         for axis in reversed(range(len(dims))):
             if ids.shape[axis] == 1 or bool((ids == ids.take([0], axis=axis)).all()):
-                ids, dims = ids.take(0, axis=axis), dims[:axis] + dims[axis + 1 :]
+                ids, dims = first_slice(ids, axis), dims[:axis] + dims[axis + 1 :]
         if dims and ids.any():
             plain[dims] = ids
     return plain
