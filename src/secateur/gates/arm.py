@@ -50,6 +50,9 @@ class ARM(ScoreFunction):
         evaluation: ``"paper"`` (default) keeps survivors at g(phi), ``"binary"`` rounds them to 1.
         limits: open chances that phi is held in after each step, two numbers in (0, 1). By default none for the
             sigmoid, as in the authors' code, and (0.02, 0.98) for links that may reach 0 and 1.
+        rao_blackwell: replace u in the estimates by its mean given the two masks (given the one mask in AR): the
+            same mean, never more variance, and units that both masks treat alike are left out (Dong, Mnih, Tucker,
+            DisARM, 2020). Off by default; not part of the paper.
 
     Raises:
         GateError: a setting is outside its range, the link breaks its promise, or ``init_open`` is beyond ``limits``.
@@ -75,6 +78,7 @@ class ARM(ScoreFunction):
     k: float = 7.0
     evaluation: Literal["paper", "binary"] = "paper"
     limits: tuple[float, float] | None = None
+    rao_blackwell: bool = False
     _g: Link = field(init=False, repr=False, compare=False)
     _bounds: tuple[float, float] | None = field(init=False, repr=False, compare=False)
 
@@ -174,13 +178,24 @@ class ARM(ScoreFunction):
             raise GateError(f"ARM(estimator={self.estimator!r}) takes {needs}")
         first = _per_unit(loss, noise)
         if antithetic_loss is not None:
-            log_odds_gradient = (_per_unit(antithetic_loss, noise) - first) * (noise - 0.5)
+            difference = _per_unit(antithetic_loss, noise) - first
         else:
-            shift = _per_unit(baseline, noise) if isinstance(baseline, Tensor) else baseline
-            log_odds_gradient = (first - shift) * (1.0 - 2.0 * noise)
+            difference = (_per_unit(baseline, noise) if isinstance(baseline, Tensor) else baseline) - first
         phi = params["phi"]
+        log_odds_gradient = difference * self._weight(params, layout, noise)
         estimate = log_odds_gradient.reshape(-1, noise.shape[-1]).mean(0) * self.slope(phi)
         return (estimate * (phi - phi.detach())).sum()
+
+    def _weight(self, params: Params, layout: Layout, noise: Tensor) -> Tensor:
+        """What the difference of losses is credited with, unit by unit: by u, or by its mean given the masks."""
+        two_sided = 1.0 if self.estimator == "arm" else 2.0
+        if not self.rao_blackwell:
+            return two_sided * (noise - 0.5)
+        chance = self.prob_open(params, layout).detach()
+        first = self.sample(params, layout, noise)
+        if self.estimator == "ar":
+            return chance - first
+        return (self.antithetic(params, layout, noise) - first) * torch.maximum(chance, 1.0 - chance) / 2.0
 
     def slope(self, phi: Tensor) -> Tensor:
         """``g'(phi) / (g (1 - g))``, from gradients by log-odds to gradients by phi; 0 where g is 0 or 1."""

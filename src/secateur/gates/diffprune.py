@@ -18,7 +18,7 @@ from secateur.gates.gate import Estimator, Method, Params
 from secateur.gates.layout import Layout
 from secateur.gates.noise import Noise, jitter, noise_from
 from secateur.gates.settings import Checks
-from secateur.gates.stretch import check_stretch, closing_logit, stretched, stretched_smooth
+from secateur.gates.stretch import check_stretch, closing_logit, stretched
 
 __all__ = ["DiffPrune"]
 
@@ -44,13 +44,16 @@ class DiffPrune(Method):
     ``k phi = x``.
 
     How a closed gate returns: under noise, the draws that open it carry its gradient. In the deterministic mode a
-    clipped gate would be silent for ever, so by default (``backward="smooth"``) the gradient passes the clip and is
-    that of the unclipped sigmoid; the gate itself stays exactly 0.
+    clipped gate would hear nothing from the task for ever, so by default (``backward="smooth"``) it is given the
+    gradient of ``(zeta - gamma) sigma(x / surrogate_tau)``, which reaches far; the gate itself stays exactly 0 or 1.
+
+    The deterministic mode is the default: it is what the title promises, training and evaluation see the same gates,
+    and a step needs no randomness.
 
     Args:
         init_open: the surrogate of L0 at the start, in (0, 1): the true open chance in the stochastic mode. In the
             deterministic mode it sets ``x = surrogate_tau logit(init_open) - c tau`` and by it the first gate, which
-            `start` states.
+            `start` states: exactly 1 with the defaults.
         mode: ``"deterministic"`` or ``"stochastic"``.
         distribution: of eps: a `Noise`, ``"normal"`` (default), ``"logistic"``, ``"correlated"``, or what its
             ``settings()`` gave; only used in the stochastic mode.
@@ -84,7 +87,7 @@ class DiffPrune(Method):
     mode: Literal["deterministic", "stochastic"] = "deterministic"
     distribution: Noise | str | Mapping[str, Any] = "normal"
     scale: float = 1.0
-    tau: float = 0.5
+    tau: float = 0.25
     surrogate_tau: float = 1.0
     gamma: float = -0.1
     zeta: float = 1.1
@@ -213,9 +216,13 @@ class DiffPrune(Method):
         return self.distribution
 
     def _gate(self, x: Tensor) -> Tensor:
+        gate = stretched(x / self.tau, self.gamma, self.zeta)
         if self.backward == "exact":
-            return stretched(x / self.tau, self.gamma, self.zeta)
-        return stretched_smooth(x / self.tau, self.gamma, self.zeta)
+            return gate
+        wide = torch.sigmoid(x / self.surrogate_tau) * (self.zeta - self.gamma)
+        clipped = (gate == 0) | (gate == 1)
+        # The bracket is exactly 0, so the gate's values stay exact.
+        return gate + (wide - wide.detach()) * clipped
 
     def _x_of(self, chance: float) -> float:
         """The x at which the surrogate is ``chance``."""

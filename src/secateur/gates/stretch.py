@@ -9,19 +9,12 @@ from torch import Tensor
 
 from secateur.gates.settings import Checks
 
-__all__ = ["check_stretch", "closing_logit", "stretched", "stretched_smooth"]
+__all__ = ["check_stretch", "closing_logit", "stretched"]
 
 
 def stretched(logits: Tensor, gamma: float, zeta: float) -> Tensor:
     """``clip(sigma(logits) (zeta - gamma) + gamma, 0, 1)``; no gradient where clipped."""
     return (torch.sigmoid(logits) * (zeta - gamma) + gamma).clamp(0.0, 1.0)
-
-
-def stretched_smooth(logits: Tensor, gamma: float, zeta: float) -> Tensor:
-    """The same values; the gradient is that of the unclipped sigmoid, so that clipped gates can return."""
-    unclipped = torch.sigmoid(logits) * (zeta - gamma) + gamma
-    # The bracket is exactly 0, so the values are exactly the clipped ones.
-    return unclipped.detach().clamp(0.0, 1.0) + (unclipped - unclipped.detach())
 
 
 def closing_logit(gamma: float, zeta: float) -> float:
