@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -138,10 +138,16 @@ class Recorder(TorchDispatchMode):
         storage = tensor.untyped_storage()._cdata
         self._aliases.setdefault(storage, _by_tensor())[tensor] = True
 
-    def alive(self) -> list[tuple[torch.Tensor, Label]]:
-        """All labelled tensors that still exist."""
-        gc.collect()
-        return list(self._labels.items())
+    def alive(self, besides: Container[int]) -> list[Label]:
+        """Labels with units of all tensors that still exist, besides those of the given identities."""
+
+        def left() -> list[Label]:
+            return [label for tensor, label in self._labels.items() if label.factors and id(tensor) not in besides]
+
+        if left():
+            # Only reference cycles hold most of them; collecting is slow, so not without need.
+            gc.collect()
+        return left()
 
     def _apply(
         self, entry: RuleEntry | None, call: Call, inputs: tuple[Label, ...], outputs: list[torch.Tensor]

@@ -128,7 +128,7 @@ def run(
     known = {id(tensor) for tensor in tensors.values()}
     read = frozenset(name for name, tensor in tensors.items() if recorder.read.get(tensor))
     del out, returned, args, kwargs
-    escaped = [label for tensor, label in recorder.alive() if id(tensor) not in known and label.factors]
+    escaped = recorder.alive(besides=known) if coupling.recording else []
     return Run(recorder.entries, outputs, escaped, read)
 
 

@@ -75,8 +75,8 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
             raise TraceError(
                 f"a trial cut failed and no unit explains it: {deviation.freeze}. Please report this model."
             )
-        for group in blamed:
-            coupling.freeze_at(grouping.ids_of(group), deviation.freeze)
+        for group, freeze in blamed.items():
+            coupling.freeze_at(grouping.ids_of(group), freeze)
 
 
 def _record(

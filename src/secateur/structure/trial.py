@@ -8,7 +8,7 @@ to the kept units. Where it first differs, an attribute that holds a size may ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -147,22 +147,43 @@ class Trial:
                 return Deviation((number, seen), freeze, (entry.module,))
         return None
 
-    def blame(self, deviation: Deviation) -> tuple[int, ...]:
-        """The groups at the place: those in the operator's tensors, else in the module's, else in its callers'."""
+    def blame(self, deviation: Deviation) -> dict[int, Freeze]:
+        """The groups at the place, with the reason: those in the operator's tensors, else in the modules around it.
+
+        Modules of the same class that execute the same operator at the same step hold the same code, so their
+        groups are blamed as well: one trial then settles all layers of a network.
+        """
         dense = self._recorded[deviation.at[0]].run.entries
         entry = dense[deviation.at[1]]
-        direct = self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))
-        if direct:
-            return tuple(sorted(direct))
+        blamed = {group: deviation.freeze for group in self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))}
+        for twin in self._same_step(dense, deviation.at[1]):
+            for group in self._grouping.groups_in(_ids_of([*twin.inputs, *twin.labels])):
+                blamed.setdefault(group, replace(deviation.freeze, module=twin.module))
         scope = deviation.freeze.module
-        while True:
+        while not blamed:
             names = {name for name in self._sites.shapes if _within(name, scope)}
             ids = _ids_of([label for e in dense if _within(e.module, scope) for label in e.labels])
             ids += [self._sites.ids(site) for site, name in enumerate(self._sites.tensors) if name in names]
-            found = self._grouping.groups_in(ids)
-            if found or not scope:
-                return tuple(sorted(found))
+            blamed = dict.fromkeys(self._grouping.groups_in(ids), deviation.freeze)
+            if not scope:
+                break
             scope = scope.rpartition(".")[0]
+        return blamed
+
+    def _same_step(self, dense: list[Entry], position: int) -> Iterator[Entry]:
+        """The same operator at the same step of other modules of the class, where that has layers within."""
+        scope = dense[position].module
+        modules = dict(self._model.named_modules())
+        mine = modules.get(scope)
+        if mine is None or not scope or not any(True for _ in mine.children()):
+            return
+        steps = [k for k, e in enumerate(dense) if _within(e.module, scope)]
+        rank = steps.index(position)
+        for path, module in modules.items():
+            if path != scope and type(module) is type(mine):
+                theirs = [e for e in dense if _within(e.module, path)]
+                if len(theirs) == len(steps) and theirs[rank].operator == dense[position].operator:
+                    yield theirs[rank]
 
     def _deviation(self, number: int, position: int, failure: RunFailure) -> Deviation:
         entry = self._recorded[number].run.entries[position]
