@@ -1,0 +1,180 @@
+"""The end of pruning: from a gated model to a plain small one, and a report of what was done and how it was proved.
+
+Index conventions: ``Z`` gates of the model in a row, ``U`` counted units.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from secateur.compact import PLAN, compact, cut_of
+from secateur.draws import gates_of, live_of
+from secateur.gateset import extended
+from secateur.inputs import CONTRACTED, layer_of
+from secateur.loading import refuse_dense_keys
+from secateur.placement import gated_sites, strip
+from secateur.probe import evaluating
+from secateur.proof import Proof, prove
+from secateur.structure.cut import CutPlan, cut_
+from secateur.structure.example import Example
+from secateur.structure.groups import Cost
+from secateur.structure.record import tensors_in
+from secateur.units import Units
+
+__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What `Pruner.finalize` did.
+
+    Args:
+        dense: cost of the model before.
+        gated: cost of the fixed gates before the projection onto the budget.
+        compact: cost of the small model; its parameters are counted on the model itself.
+        flipped: units that the projection opened or closed.
+        difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
+            small one, in the model's own precision; NaN where there were no example inputs.
+        difference_float64: the same after both were converted to float64; NaN where they do not run in it.
+        proof: the comparison in float64 with re-drawn numbers, None without example inputs.
+        keep: kept units of every structured group, ascending positions; a group that lost all of them keeps its first.
+        widths: by group, input groups included, how many units are open and of how many.
+    """
+
+    dense: Cost
+    gated: Cost
+    compact: Cost
+    flipped: int
+    difference_float32: float
+    difference_float64: float
+    proof: Proof | None
+    keep: Mapping[str, Tensor]
+    widths: Mapping[str, tuple[int, int]]
+
+    def __str__(self) -> str:
+        rows = [("", "parameters", "share", "MACs", "share")]
+        for name, cost in (("dense", self.dense), ("gated", self.gated), ("compact", self.compact)):
+            params, macs = cost.params / max(self.dense.params, 1), cost.macs / max(self.dense.macs, 1)
+            rows.append((name, f"{cost.params:,}", f"{params:.2%}", f"{cost.macs:,}", f"{macs:.2%}"))
+        wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, wide, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines.append(f"units that the projection flipped: {self.flipped}")
+        lines.append(
+            "largest difference, gated and compact: "
+            f"{_number(self.difference_float32)} as they are, {_number(self.difference_float64)} in float64"
+        )
+        lines.append("open units: " + ", ".join(f"{name} {n}/{size}" for name, (n, size) in self.widths.items()))
+        return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "not measured" if math.isnan(value) else f"{value:.2g}"
+
+
+def pin(model: nn.Module, fixed: Tensor) -> None:
+    """Let evaluation use these gates ``(Z,)`` from now on, multiplied in the precision that they have now.
+
+    Converting the model to another precision then rounds nothing anew: it still computes what is cut from it now.
+    """
+    gates = gates_of(model)
+    gates.pinned = fixed
+    for site in gated_sites(model):
+        site.gate.exact_in = (fixed.dtype, site.chain.original.dtype)
+
+
+def baked(model: nn.Module) -> nn.Module:
+    """A plain copy of a gated model, in which every weight is multiplied by its evaluation gates.
+
+    A tied weight is multiplied once, and stays tied.
+    """
+    plain = copy.deepcopy(model)
+    folded: dict[int, tuple[Tensor, Tensor]] = {}
+    with torch.no_grad(), live_of(gates_of(plain)).overridden(extended(gates_of(plain).fixed())):
+        for site in gated_sites(plain):
+            original = site.chain.original
+            if id(original) not in folded:
+                folded[id(original)] = original, site.gate(original)
+        strip(plain)
+        refuse_dense_keys(plain)
+        for original, product in folded.values():
+            original.copy_(product)
+    return plain
+
+
+def cut_to(plain: nn.Module, units: Units, is_open: Tensor, *, in_place: bool = False) -> nn.Module:
+    """Cut a plain model to its open units, bool ``(U,)``: structured ones first, then single inputs.
+
+    A layer that lost every input keeps one, whose weights are zero.
+    """
+    small = compact(plain, units.structure, units.keep(is_open), in_place=in_place)
+    before = cut_of(small)
+    assert before is not None
+    tensors: dict[str, dict[int, tuple[int, ...]]] = {}
+    selects: dict[str, tuple[int, ...]] = {}
+    start = len(is_open) - sum(group.size for group in units.inputs)
+    for group in units.inputs:
+        name = group.members[0].tensor
+        flags = is_open[start : start + group.size].tolist()
+        start += group.size
+        left = before.tensors.get(name, {}).get(CONTRACTED, tuple(range(group.size)))
+        live = tuple(place for place, position in enumerate(left) if flags[position]) or (0,)
+        if len(live) < len(left):
+            tensors[name] = {CONTRACTED: live}
+            selects[layer_of(group)] = live
+    if selects:
+        later = CutPlan(tensors=tensors, selects=selects)
+        cut_(small, later)
+        setattr(small, PLAN, before.then(later))
+    return small
+
+
+def proved(plain: nn.Module, units: Units, is_open: Tensor, examples: Sequence[Example]) -> Proof | None:
+    """Prove, on copies, the part of the cut that removes structured units; selections of inputs are exact by design."""
+    if not examples:
+        return None
+    keep = units.keep(is_open)
+    return prove(plain, compact(plain, units.structure, keep), units.structure, keep, list(examples))
+
+
+def differences(gated: nn.Module, small: nn.Module, examples: Sequence[Example]) -> tuple[float, float]:
+    """Largest absolute difference of the outputs in evaluation mode: as the models are, and both in float64."""
+    if not examples:
+        return math.nan, math.nan
+    as_is = _difference(gated, small, examples)
+    try:
+        doubles = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
+        return as_is, _difference(copy.deepcopy(gated).double(), copy.deepcopy(small).double(), doubles)
+    except RuntimeError:  # a model that computes in a precision of its own
+        return as_is, math.nan
+
+
+def _double(leaf: object) -> object:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _difference(first: nn.Module, second: nn.Module, examples: Sequence[Example]) -> float:
+    largest = 0.0
+    for example in examples:
+        outputs = []
+        for model in (first, second):
+            with evaluating(model):
+                torch.manual_seed(0)
+                output = model(*example.args, **example.kwargs)
+            outputs.append(tensors_in(output))
+        for a, b in zip(*outputs, strict=True):
+            if a.numel() and not torch.equal(a, b):
+                largest = max(largest, float((a.to(torch.float64) - b.to(torch.float64)).abs().max()))
+    return largest

@@ -1,0 +1,174 @@
+"""The one module that holds every gate of a model, and the norms of weights that some methods look at.
+
+Index conventions: ``U`` units of all gates of the model in a row, rule by rule; the *extended* vector ``(U + 1,)``
+ends in a constant 1, which every position without a gate reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from secateur.gates.gate import Gate
+from secateur.gates.layout import Layout
+from secateur.structure.groups import Group
+
+__all__ = ["GateSet", "Norms", "extended"]
+
+
+def extended(values: Tensor) -> Tensor:
+    """``(U,)`` with a 1 behind: what a position without a gate is multiplied by."""
+    return torch.cat([values, values.new_ones(1)])
+
+
+class Norms(nn.Module):
+    r"""Norms of the weights that the gates of one rule multiply.
+
+    .. math:: \|v_i\| = \Big(\sum_{\text{consumer slices of unit } i} v^2\Big)^{1/2}
+
+    The slices are those a closed gate zeroes, so that ``v z(|v|)`` shrinks just what the norm measured. Carriers
+    (a producer's rows, biases, affine parameters) do not count. A unit whose slices cross (a square recurrent weight)
+    counts the crossing twice. The gradient at a norm of 0 is 0.
+
+    Args:
+        groups: of one rule, in the order of its layout.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        super().__init__()
+        self.layout = Layout(tuple(group.size for group in groups))
+        self._owners: tuple[ParametrizationList, ...] = ()
+        entries = [
+            (member.tensor, member.dim, member.index, start)
+            for group, start in zip(groups, self.layout.offsets, strict=True)
+            for member in group.consumers
+        ]
+        self.tensors: tuple[str, ...] = tuple(tensor for tensor, *_ in entries)
+        self.dims: tuple[int, ...] = tuple(dim for _, dim, *_ in entries)
+        for number, (*_, index, start) in enumerate(entries):
+            units = np.repeat(np.arange(start, start + len(index)), index.shape[1])
+            self.register_buffer(f"positions_{number}", torch.from_numpy(index.reshape(-1).copy()), persistent=False)
+            self.register_buffer(f"units_{number}", torch.from_numpy(units), persistent=False)
+
+    def bind(self, owners: Sequence[ParametrizationList]) -> None:
+        """Say where the weights of ``tensors`` live from now on; referred to, not registered."""
+        self._owners = tuple(owners)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The ungated weights, one for each of ``tensors``."""
+        return tuple(owner.original for owner in self._owners)
+
+    def forward(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Norms ``(U,)`` of the given weights, in the given precision."""
+        total = torch.zeros(self.layout.total, dtype=dtype, device=weights[0].device)
+        for number, (weight, dim) in enumerate(zip(weights, self.dims, strict=True)):
+            others = [other for other in range(weight.dim()) if other != dim]
+            squares = weight.to(dtype).square()
+            squares = squares.sum(others) if others else squares
+            positions, units = self.get_buffer(f"positions_{number}"), self.get_buffer(f"units_{number}")
+            total = total.index_add(0, units, squares.index_select(0, positions).to(total.device))
+        positive = total > 0
+        return torch.where(positive, torch.where(positive, total, 1.0).sqrt(), 0.0)
+
+
+class GateSet(nn.Module):
+    """All gates of one model, registered once in its tree, under one name.
+
+    Called as a module it gives back its input, so that an `nn.Sequential` that holds it stays what it was.
+
+    Args:
+        gates: one for each rule.
+        norms: for each rule the norms that its method looks at, or None.
+        seed: of the draws that a copy of the model makes; the model's own come from its pruner.
+    """
+
+    pinned: Tensor | None
+
+    def __init__(self, gates: Sequence[Gate], norms: Sequence[Norms | None], seed: int = 0) -> None:
+        super().__init__()
+        # Absent until the gates are pinned, and then what evaluation uses instead of asking the methods.
+        self.register_buffer("pinned", None)
+        self.rules = nn.ModuleList(gates)
+        self.norms = nn.ModuleDict({str(rule): norm for rule, norm in enumerate(norms) if norm is not None})
+        self.seed = seed
+        for parameter in self.parameters():
+            parameter.secateur_gate = True  # type: ignore[attr-defined]
+
+    def forward(self, *args: Any) -> Any:
+        """What was passed in."""
+        return args[0] if len(args) == 1 else args
+
+    def __iter__(self) -> Iterator[tuple[Gate, Norms | None]]:
+        """Each rule's gate and its norms."""
+        for rule, gate in enumerate(self.rules):
+            key = str(rule)
+            yield cast("Gate", gate), cast("Norms", self.norms[key]) if key in self.norms else None
+
+    @property
+    def total(self) -> int:
+        """Units of all gates, ``U``."""
+        return sum(gate.layout.total for gate, _ in self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where draws are made: the device of the first gate."""
+        return next(iter(self))[0].layout.segment.device
+
+    @property
+    def estimators(self) -> frozenset[str]:
+        """The estimators that the gates' methods need."""
+        return frozenset(gate.method.estimator for gate, _ in self)
+
+    def prob_open(self) -> Tensor:
+        """Open chance of every unit ``(U,)``, differentiable."""
+        return self._joined("prob_open")
+
+    def fixed(self) -> Tensor:
+        """Evaluation gates ``(U,)``, without gradient: in evaluation gates are constants."""
+        if self.pinned is not None:
+            return self.pinned
+        with torch.no_grad():
+            return self._joined("fixed")
+
+    def score(self) -> Tensor:
+        """Order in which a projection closes units ``(U,)``: larger stays longer; comparable within a rule."""
+        with torch.no_grad():
+            return self._joined("score")
+
+    def fixed_with(self, keep: Tensor) -> Tensor:
+        """What `fixed` would be with exactly these gates open, bool ``(U,)``."""
+        start = 0
+        try:
+            for gate, _ in self:
+                stop = start + gate.layout.total
+                gate.force(keep[start:stop])
+                start = stop
+            with torch.no_grad():
+                return self._joined("fixed")
+        finally:
+            for gate, _ in self:
+                gate.force(None)
+
+    def constrain_(self) -> None:
+        """Bring all gates' tensors back into their range, in place."""
+        for gate, _ in self:
+            gate.constrain_()
+
+    def _joined(self, question: str) -> Tensor:
+        parts = []
+        for gate, norms in self:
+            dtype = gate.dtype or torch.float32
+            parts.append(getattr(gate, question)(None if norms is None else norms(norms.weights, dtype)))
+        return torch.cat([part.to(self.device) for part in parts])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Pinned gates are pinned no longer by a checkpoint of gates that were not.
+        saved = state_dict.get(f"{prefix}pinned")
+        self.pinned = None if saved is None else torch.empty_like(saved, device=self.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,126 @@
+"""One forward pass that shows whether every gate is read, and that nothing goes round a gate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from secateur.draws import gates_of, live_of
+from secateur.errors import GateError
+from secateur.placement import Site, gated_sites
+from secateur.structure.example import Example
+from secateur.structure.tensors import listed
+
+__all__ = ["evaluating", "probe"]
+
+
+def probe(model: nn.Module, examples: Sequence[Example]) -> None:
+    """Check that each gate is read and that no operator reads a gated weight ungated.
+
+    All gates at 0 must leave nothing of what they gate. Then the examples run once, in evaluation mode and without
+    gradient, watched by a dispatch mode: a module that computes with a reference to its weight that it took earlier, or
+    that never reads the weight, is found. Without examples only the first part is done.
+
+    Raises:
+        GateError: a gate is not read; all of them are listed.
+    """
+    sites = gated_sites(model)
+    gates = gates_of(model)
+    ones = torch.ones(gates.total + 1, device=gates.device)
+    zeros = torch.cat([torch.zeros_like(ones[:-1]), ones[-1:]])
+    live = live_of(gates)
+    problems: set[str] = set()
+    with evaluating(model):
+        with live.overridden(zeros):
+            problems |= {f"{site.name}: gates at 0 leave some of it" for site in sites if not _vanishes(site, zeros)}
+        with live.overridden(ones):
+            watch = _Watch(sites)
+            for example in examples:
+                with watch:
+                    model(*example.args, **example.kwargs)
+            problems |= {f"{name}: read without its gate" for name in watch.ungated}
+            if examples:
+                problems |= {
+                    f"{site.name}: its gate is never read" for site in sites if id(site.gate) not in watch.read
+                }
+    if problems:
+        raise GateError(
+            f"gates would have no effect; the model is as it was: {listed(sorted(problems))}. Read these weights as"
+            " attributes of their module in forward (self.weight), not through a reference taken earlier; or leave them"
+            " out with sc.Rule(where=...)"
+        )
+
+
+def _vanishes(site: Site, zeros: Tensor) -> bool:
+    weight = getattr(site.owner, site.key)
+    for dim, factor in site.gate.factors(zeros).items():
+        closed = torch.nonzero(factor == 0).flatten()
+        if not len(closed) or bool(weight.index_select(dim, closed.to(weight.device)).any()):
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient and without a trace in torch's random state; modes are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"]
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted(set(devices), key=str)):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees which gates are read, and which operators read a gated weight elsewhere."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sites = sites
+        self._names = {_memory(site.chain.original): site.name for site in sites}
+        self._inside = 0
+        self._hooks: list[Any] = []
+        self.read: set[int] = set()
+        self.ungated: set[str] = set()
+
+    def __enter__(self) -> _Watch:
+        for site in self._sites:
+            self._hooks += [
+                site.gate.register_forward_pre_hook(self._enter),
+                site.gate.register_forward_hook(self._leave),
+            ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _enter(self, gate: nn.Module, _: Any) -> None:
+        self._inside += 1
+        self.read.add(id(gate))
+
+    def _leave(self, _: nn.Module, __: Any, ___: Any) -> None:
+        self._inside -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._inside:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor) and (name := self._names.get(_memory(leaf))):
+                    self.ungated.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    return 0 if tensor.numel() == 0 else tensor.untyped_storage()._cdata

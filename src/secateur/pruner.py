@@ -1,0 +1,293 @@
+"""The pruner that accompanies the training of a gated model.
+
+Index conventions: ``Z`` gates of the model in a row, rule by rule; ``U`` counted units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.budget import Budget, project
+from secateur.costs import CostModel
+from secateur.draws import Draw, Live, gates_of, live_of
+from secateur.errors import GateError
+from secateur.estimate import Closure, task_loss
+from secateur.finalize import Report, baked, cut_to, differences, pin, proved
+from secateur.gateset import GateSet
+from secateur.loading import refuse_dense_keys
+from secateur.optimizers import check_groups, groups_in_use, parameter_groups
+from secateur.placement import strip
+from secateur.structure.example import Example, Examples, as_examples
+from secateur.structure.groups import Cost, Group
+from secateur.structure.tensors import named_tensors
+from secateur.units import Units
+
+__all__ = ["Pruner"]
+
+#: Version of what `Pruner.state_dict` returns.
+STATE_VERSION = 1
+
+
+class Pruner:
+    """Accompanies the training of a gated model; made by `attach`.
+
+    Attributes:
+        model: the gated model, None after `detach` or an in-place `finalize`.
+        structure: what can go from it.
+        groups: what has gates, in the order of the gates.
+        costs: cost as a function of open units.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Units,
+        costs: CostModel,
+        budget: Budget | None,
+        controller: Any,
+        examples: tuple[Example, ...],
+    ) -> None:
+        self.structure = units.structure
+        self.groups: tuple[Group, ...] = units.groups
+        self.costs = costs
+        self._model: nn.Module | None = model
+        self._units = units
+        self._budget = budget
+        self._controller = controller
+        self._examples = examples
+        self._checked = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The gated model."""
+        if self._model is None:
+            raise GateError("the pruner is detached: its model is plain again; call sc.attach to prune it anew")
+        return self._model
+
+    @property
+    def gates(self) -> GateSet:
+        """The module in the model's tree that owns all gates."""
+        return gates_of(self.model)
+
+    @property
+    def expected(self) -> Cost:
+        """Expected cost of a draw, rounded."""
+        with torch.no_grad():
+            params, macs = self.costs.expected_vector(self._units.chances(self.gates.prob_open())).tolist()
+        return Cost(round(params), round(macs))
+
+    @property
+    def exact(self) -> Cost:
+        """Cost of the gates that evaluation uses now."""
+        return self.costs.exact(self._units.open(self.gates.fixed()).cpu())
+
+    def param_groups(self, lr: float, gate_lr: float | None = None, **options: Any) -> list[dict[str, Any]]:
+        """Groups for an optimizer: the weights, then the gates.
+
+        Args:
+            lr: rate of the weights.
+            gate_lr: rate of the gates, by default 20 times that of the weights (for Adam; plain SGD needs far more).
+            options: all else for both groups (``betas``, ``momentum``, ...); ``weight_decay`` reaches only the weights.
+        """
+        gates = list(self.gates.parameters())
+        own = {id(parameter) for parameter in gates}
+        weights = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
+        return parameter_groups(weights, gates, lr, gate_lr, options)
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Refuse an optimizer that gives gates weight decay or leaves some out; warn if they share one with weights.
+
+        Raises:
+            GateError: with what to do.
+        """
+        self._checked = True
+        check_groups(optimizer.param_groups, self._trained())
+
+    def loss(self, closure: Closure, scale: float = 1.0) -> Tensor:
+        """Run the model and return one scalar whose backward is right for every gate: task loss plus pressure.
+
+        Args:
+            closure: runs the model on one minibatch and returns its loss. It is called once, twice with ARM gates.
+            scale: factor of task loss and pressure alike: 1/k where k minibatches make one optimizer step.
+
+        Raises:
+            GateError: the closure returns no finite scalar; gates, draws, buffers and random states are unchanged then.
+        """
+        task = task_loss(self.model, closure)
+        pressure = self._pressure()
+        return scale * (task if pressure is None else task + pressure.to(task.device))
+
+    def backward(self, closure: Closure, scale: float = 1.0) -> Tensor:
+        """`loss`, its backward pass, and the detached value."""
+        loss = self.loss(closure, scale)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def penalty(self) -> Tensor:
+        """The pressure of the budget or penalty, to be added to the task loss; a zero where there is none.
+
+        Raises:
+            GateError: a gate's method needs `loss`, for its draws carry no gradient.
+        """
+        if needed := self.gates.estimators - {"pathwise"}:
+            raise GateError(
+                f"gates with the estimator {', '.join(sorted(needed))} get the task's gradient only from"
+                " pruner.loss(closure); use it instead of adding pruner.penalty()"
+            )
+        pressure = self._pressure()
+        return torch.zeros((), device=self.gates.device) if pressure is None else pressure
+
+    def step(self) -> None:
+        """After each optimizer step: bring gates back into their range and move the budget's multipliers once.
+
+        The first call looks at the optimizers in use, as `check` does.
+
+        Raises:
+            GateError: an optimizer gives gates weight decay, or trains weights but no gates.
+        """
+        gates = self.gates
+        gates.pinned = None
+        if not self._checked:
+            self._checked = True
+            if groups := groups_in_use(list(self.model.parameters())):
+                check_groups(groups, self._trained())
+        gates.constrain_()
+        if self._controller is not None:
+            with torch.no_grad():
+                self._controller.step(self._units.chances(gates.prob_open()), self._units.open(gates.fixed()))
+
+    def draw(self) -> None:
+        """Draw all gates anew, for loops that call parts of the model and never the model itself."""
+        live = self._live()
+        live.draw, live.replay = Draw.make(self.gates, live.generator), None
+
+    def finalize(self, *, examples: Examples | None = None, in_place: bool = False) -> tuple[nn.Module, Report]:
+        """End the pruning: fix the gates, meet the budget, cut, prove, report.
+
+        The small model is a plain module with the gates folded into its weights, and in the same mode as the gated one.
+        Evaluation mode of the gated model uses the very gates that were cut, those the projection flipped included,
+        until the next `step`.
+
+        Args:
+            examples: inputs for the proof; by default those of `attach`, else the first training batch's first rows.
+            in_place: cut the model itself, and detach.
+
+        Raises:
+            CompactionError: the proof failed; the model is as it was.
+            BudgetError: the budget is out of reach.
+        """
+        model, gates, units = self.model, self.gates, self._units
+        calls = self._proof_examples(examples)
+        before = gates.pinned
+        was_open = units.open(gates.fixed()).cpu()
+        is_open = was_open if self._budget is None else self._projected(was_open)
+        fixed = (
+            gates.fixed() if torch.equal(is_open, was_open) else gates.fixed_with(units.gates(is_open).to(gates.device))
+        )
+        pin(model, fixed.detach().clone())
+        try:
+            plain = baked(model)
+            proof = proved(plain, units, is_open, calls)
+            small = cut_to(plain, units, is_open, in_place=True)
+            apart = differences(model, small, calls)
+        except BaseException:
+            gates.pinned = before
+            raise
+        keep = units.keep(is_open)
+        everything = {group.name: torch.arange(group.size) for group in self.structure.groups}
+        params = sum(parameter.numel() for parameter in small.parameters())
+        report = Report(
+            dense=self.costs.dense,
+            gated=self.costs.exact(was_open),
+            compact=Cost(params, self.costs.exact(is_open).macs),
+            flipped=units.flips(was_open, is_open),
+            difference_float32=apart[0],
+            difference_float64=apart[1],
+            proof=proof,
+            keep={
+                name: kept if len(kept) else torch.zeros(1, dtype=torch.int64)
+                for name, kept in (everything | dict(keep)).items()
+            },
+            widths=units.by_group(is_open),
+        )
+        if in_place:
+            small = self._cut_in_place(is_open)
+        return small, report
+
+    def detach(self) -> nn.Module:
+        """Take the gates off: the model is what it was before `attach`, its weights as trained, without gates."""
+        model = self.model
+        strip(model)
+        refuse_dense_keys(model)
+        self._model = None
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """What, besides the model's and the optimizer's state dicts, a run needs to continue bit for bit."""
+        return {
+            "version": STATE_VERSION,
+            "generator": self._live().generator.get_state(),
+            "controller": None if self._controller is None else self._controller.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            GateError: the state is of another version, or of a run with another kind of pressure.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise GateError(f"pruner state of version {state.get('version')!r}, expected {STATE_VERSION}")
+        if (state["controller"] is None) != (self._controller is None):
+            has, lacks = ("no ", "a ") if state["controller"] is None else ("a ", "no ")
+            raise GateError(
+                f"the pruner state has {has}budget or penalty, this pruner has {lacks}one; attach with the same"
+            )
+        if self._controller is not None:
+            self._controller.load_state_dict(state["controller"])
+        live = self._live()
+        live.generator.set_state(state["generator"].cpu())
+        live.draw = live.replay = None
+
+    def __repr__(self) -> str:
+        kind = "detached" if self._model is None else type(self._model).__name__
+        return f"Pruner({kind}, groups={len(self.groups)}, units={sum(group.size for group in self.groups)})"
+
+    def _live(self) -> Live:
+        return live_of(self.gates)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.gates.parameters() if parameter.requires_grad]
+
+    def _pressure(self) -> Tensor | None:
+        if self._controller is None:
+            return None
+        gates = self.gates
+        return self._controller.loss(self._units.chances(gates.prob_open()), self._units.open(gates.fixed()))
+
+    def _projected(self, was_open: Tensor) -> Tensor:
+        """The pattern within the budget that flips fewest units, consistent: no input open whose owner is closed."""
+        scores = self._units.scores(self.gates.score().cpu())
+        wanted = project(self.costs, scores, was_open, self._budget)
+        return self._units.open(self._units.gates(wanted).float())
+
+    def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
+        if examples is not None:
+            return as_examples(examples)
+        noted = self._live().example
+        return self._examples or (() if noted is None else (noted,))
+
+    def _cut_in_place(self, is_open: Tensor) -> nn.Module:
+        model = self.model
+        weights = named_tensors(baked(model))
+        self.detach()
+        with torch.no_grad():
+            for name, tensor in named_tensors(model).items():
+                if not torch.equal(tensor, weights[name]):
+                    tensor.copy_(weights[name])
+        return cut_to(model, self._units, is_open, in_place=True)

@@ -1,0 +1,148 @@
+"""From gates to the units that a cost counts, and back.
+
+Index conventions: ``Z`` gates of the model in a row, rule by rule; the *extended* gates ``(Z + 1,)`` end in a constant
+1; ``U`` counted units: those of all structured groups, gated or not, then those of the input groups that have gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.gates import Layout
+from secateur.gateset import extended
+from secateur.inputs import owners, with_inputs
+from secateur.rule import Chosen
+from secateur.structure.groups import Group, Keep, Structure
+
+__all__ = ["Units"]
+
+
+class Units:
+    """Which gate acts on which counted unit.
+
+    An input that a structured unit owns is open if both its own gate and the owner's are. A structured unit is open if
+    its gate is, and if, where every weight that reads it has gates on single inputs, one of these inputs is.
+
+    Args:
+        structure: what the trace found.
+        chosen: what each rule gates.
+
+    Attributes:
+        groups: the gated groups, in the order of their gates, ``Z`` gates together.
+        inputs: those of them that are single inputs of a layer.
+        counted: the structure that costs are counted on, ``U`` units together.
+    """
+
+    def __init__(self, structure: Structure, chosen: Sequence[Chosen]) -> None:
+        self.structure = structure
+        self.groups: tuple[Group, ...] = tuple(group for one in chosen for group in one.groups)
+        self.inputs = fine = tuple(group for group in self.groups if group.kind == "inputs")
+        self.counted = with_inputs(structure, fine)
+        gates = Layout(tuple(group.size for group in self.groups))
+        units = Layout(tuple(group.size for group in self.counted.groups))
+        self.sizes = gates.sizes
+        self.rule_of = np.repeat(np.arange(len(chosen)), [sum(g.size for g in one.groups) for one in chosen])
+        #: for each unit the gates that multiply, positions in the extended gates, (2, U)
+        sources = np.full((2, units.total), gates.total, dtype=np.int64)
+        #: for each gate its unit, (Z,)
+        targets = np.empty(gates.total, dtype=np.int64)
+        starts = {group.name: start for group, start in zip(self.counted.groups, units.offsets, strict=True)}
+        for group, start in zip(self.groups, gates.offsets, strict=True):
+            own = np.arange(group.size)
+            sources[0, starts[group.name] + own] = start + own
+            targets[start + own] = starts[group.name] + own
+        #: for each unit the one that owns it, itself where none does, (U,)
+        owner_of = np.arange(units.total)
+        for group in fine:
+            owner = owners(structure, group, units.offsets)
+            has = np.flatnonzero(owner >= 0)
+            sources[1, starts[group.name] + has] = sources[0, owner[has]]
+            owner_of[starts[group.name] + has] = owner[has]
+        self._owner_of = torch.from_numpy(owner_of)
+        self._sources = torch.from_numpy(sources)
+        self._targets = torch.from_numpy(targets)
+        self._read, self._inputs = (torch.from_numpy(part) for part in self._only_inputs(fine, starts, units.offsets))
+        self._read_once = torch.unique(self._read)
+
+    def chances(self, prob_open: Tensor) -> Tensor:
+        """Open chance of every unit ``(U,)`` from that of every gate ``(Z,)``; differentiable.
+
+        A structured unit whose inputs all have gates counts with its own gate's chance, which is an upper bound.
+        """
+        sources = self._sources.to(prob_open.device)
+        chances = extended(prob_open)
+        return chances.index_select(0, sources[0]) * chances.index_select(0, sources[1])
+
+    def open(self, gates: Tensor) -> Tensor:
+        """Which units are open, bool ``(U,)``, from the gates ``(Z,)`` in evaluation or which of them are open."""
+        is_open = self.chances((gates != 0).to(torch.float32)) != 0
+        if len(self._read):
+            read, inputs, once = (part.to(is_open.device) for part in (self._read, self._inputs, self._read_once))
+            count = torch.zeros(len(is_open), device=is_open.device).index_add(0, read, is_open[inputs].float())
+            is_open[once] &= count[once] > 0
+        return is_open
+
+    def gates(self, is_open: Tensor) -> Tensor:
+        """Which gates are open, bool ``(Z,)``, if exactly these units ``(U,)`` are."""
+        return is_open.index_select(0, self._targets.to(is_open.device))
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """Order in which units are closed, ``(U,)``, from that of the gates ``(Z,)``: infinite where there is no gate.
+
+        Scores of several rules have no common scale, so their ranks within the rule are compared.
+        """
+        if self.rule_of.max(initial=0) > 0:
+            scores = torch.cat([_ranks(scores[torch.from_numpy(part)]) for part in self._rules()])
+        spread = scores.new_full((self._sources.shape[1],), torch.inf)
+        return spread.index_copy(0, self._targets.to(scores.device), scores)
+
+    def keep(self, is_open: Tensor) -> Keep:
+        """Kept units of every structured group that loses some, from bool ``(U,)``."""
+        kept, start = {}, 0
+        for group in self.structure.groups:
+            part = is_open[start : start + group.size].cpu()
+            if not bool(part.all()):
+                kept[group.name] = torch.nonzero(part).flatten()
+            start += group.size
+        return kept
+
+    def flips(self, before: Tensor, after: Tensor) -> int:
+        """How many units, bool ``(U,)``, were opened or closed; inputs that went with their owner are not counted."""
+        flipped = before != after
+        own = self._owner_of == torch.arange(len(self._owner_of))
+        return int((flipped & (own | ~flipped[self._owner_of])).sum())
+
+    def by_group(self, is_open: Tensor) -> dict[str, tuple[int, int]]:
+        """Open and all units of each counted group, from bool ``(U,)``."""
+        found, start = {}, 0
+        for group in self.counted.groups:
+            found[group.name] = int(is_open[start : start + group.size].sum()), group.size
+            start += group.size
+        return found
+
+    def _rules(self) -> list[NDArray[np.int64]]:
+        return [np.flatnonzero(self.rule_of == rule) for rule in range(int(self.rule_of.max(initial=0)) + 1)]
+
+    def _only_inputs(
+        self, fine: Sequence[Group], starts: dict[str, int], offsets: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs of a structured unit and an input of it, for units that only gated inputs read."""
+        gated = {(group.members[0].tensor, group.members[0].dim): starts[group.name] for group in fine}
+        read, inputs = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for group, start in zip(self.structure.groups, offsets, strict=False):
+            if all((member.tensor, member.dim) in gated for member in group.consumers):
+                for member in group.consumers:
+                    read.append(np.repeat(np.arange(start, start + group.size), member.index.shape[1]))
+                    inputs.append(gated[member.tensor, member.dim] + member.index.reshape(-1))
+        return np.concatenate(read), np.concatenate(inputs)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Ranks in [0, 1), ties by position."""
+    order = scores.argsort(stable=True).argsort(stable=True)
+    return order.to(scores.dtype) / max(len(order), 1)
