@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from typing import TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.mask import checked_keep, checked_model, mask
+from secateur.mask import checked_keep, checked_model, copied, mask, plan_of
 from secateur.proof import Proof, prove
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Examples
@@ -62,10 +63,10 @@ def compact(
     """
     kept = checked_keep(structure, keep)
     checked_model(model, structure)
-    plan = structure.plan(kept)
+    plan = plan_of(structure, kept)
     if in_place and examples is None:
         return _cut_(model, structure, kept, plan)
-    small = _cut_(copy.deepcopy(model), structure, kept, plan)
+    small = _cut_(copied(model), structure, kept, plan)
     if examples is not None:
         prove(model, small, structure, kept, examples)
     return _cut_(model, structure, kept, plan) if in_place else small
@@ -81,18 +82,22 @@ def _cut_(model: M, structure: Structure, keep: Keep, plan: CutPlan) -> M:
     before = cut_of(model)
     whole = before.then(plan) if before is not None else plan
     cut_(model, plan)
-    tensors = named_tensors(model)
-    for name, kept in keep.items():
-        if len(kept):
-            continue
-        # The one unit that stays feeds nothing: its consumers are zero where they read it.
-        for member in structure.group(name).consumers:
-            positions = torch.from_numpy(member.index[0])
-            cut = plan.tensors.get(member.tensor, {}).get(member.dim)
-            if cut is not None:
-                positions = torch.searchsorted(torch.tensor(cut), positions)
-            tensor = tensors[member.tensor]
-            with torch.no_grad():
-                tensor.index_fill_(member.dim, positions.to(tensor.device), 0)
+    _zero_closed_(named_tensors(model), structure, keep, plan)
     setattr(model, PLAN, whole)
     return model
+
+
+def _zero_closed_(tensors: Mapping[str, Tensor], structure: Structure, keep: Keep, plan: CutPlan) -> None:
+    """Zeros where a unit stays only because something must: its consumers read nothing from it."""
+    for name, kept in keep.items():
+        group = structure.group(name)
+        closed = np.ones(group.size, dtype=bool)
+        closed[kept.numpy()] = False
+        for member in group.consumers:
+            gone = member.index[closed].reshape(-1)
+            cut = plan.tensors.get(member.tensor, {}).get(member.dim)
+            left = gone if cut is None else np.flatnonzero(np.isin(cut, gone))
+            if len(left):
+                tensor = tensors[member.tensor]
+                with torch.no_grad():
+                    tensor.index_fill_(member.dim, torch.from_numpy(left).to(tensor.device), 0)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor
 
 from secateur.errors import CompactionError
+from secateur.structure.cut import CutPlan
 from secateur.structure.groups import Keep, Structure
 from secateur.structure.tensors import listed, misfits, named_tensors
 
-__all__ = ["checked_keep", "mask", "mask_tensors_"]
+__all__ = ["checked_keep", "checked_model", "copied", "mask", "mask_tensors_", "plan_of"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,7 +45,7 @@ def mask(model: M, structure: Structure, keep: Keep) -> M:
     """
     kept = checked_keep(structure, keep)
     checked_model(model, structure)
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     mask_tensors_(named_tensors(masked), structure, kept)
     return masked
 
@@ -63,6 +67,36 @@ def mask_tensors_(tensors: Mapping[str, Tensor], structure: Structure, keep: Kee
                 tensor = tensors[member.tensor]
                 positions = torch.from_numpy(member.index[closed.numpy()].reshape(-1))
                 tensor.index_fill_(member.dim, positions.to(tensor.device), 0)
+
+
+def plan_of(structure: Structure, keep: Keep) -> CutPlan:
+    """What to cut so that only the kept units stay.
+
+    Groups of kind ``"inputs"`` are finer than what feeds their layer: the layer's weight is cut, and the layer must
+    select among the inputs that the other groups leave. A dimension that would lose all keeps one position.
+
+    Args:
+        structure: what is coupled to what.
+        keep: as `checked_keep` returns it.
+    """
+    fine = {name for name in keep if structure.group(name).kind == "inputs"}
+    plan = structure.plan(keep)
+    if not fine:
+        return plan
+    coarse = structure.plan({name: kept for name, kept in keep.items() if name not in fine})
+    tensors = {name: dict(cuts) for name, cuts in plan.tensors.items()}
+    selects = dict(plan.selects)
+    for name in sorted(fine):
+        (member,) = structure.group(name).members
+        offered = coarse.tensors.get(member.tensor, {}).get(member.dim)
+        if offered is None:
+            offered = tuple(range(structure.shapes[member.tensor][member.dim]))
+        read = tensors.get(member.tensor, {}).get(member.dim, offered) or offered[:1]
+        if read != offered:
+            tensors[member.tensor][member.dim] = read
+            place = {position: number for number, position in enumerate(offered)}
+            selects[member.tensor.rpartition(".")[0]] = tuple(place[position] for position in read)
+    return replace(plan, tensors=tensors, selects=selects)
 
 
 def checked_keep(structure: Structure, keep: Keep) -> dict[str, Tensor]:
@@ -101,6 +135,24 @@ def checked_model(model: nn.Module, structure: Structure) -> None:
         raise CompactionError(
             f"the structure is not of this {type(model).__name__}: {listed(problems)}. Trace the model as it is now."
         )
+
+
+def copied(model: M) -> M:
+    """A deep copy, also of a model on fake tensors.
+
+    Raises:
+        CompactionError: the model cannot be copied.
+    """
+    mode = next((t.fake_mode for t in named_tensors(model).values() if isinstance(t, FakeTensor)), None)
+    # Outside of this mode, deepcopy takes fake tensors for real ones and corrupts memory.
+    with FakeCopyMode(mode) if mode is not None else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+        try:
+            return copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise CompactionError(
+                f"{type(model).__name__} cannot be copied ({error}). Cut it with in_place=True and no examples, or "
+                "make it pass copy.deepcopy: no open files, locks, or tensors that carry a graph as attributes."
+            ) from error
 
 
 def _problem(kept: object, size: int) -> str:

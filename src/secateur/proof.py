@@ -7,7 +7,6 @@ models are compared twice, with their own numbers and with every floating parame
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import CompactionError
-from secateur.mask import checked_keep, mask, mask_tensors_
+from secateur.mask import checked_keep, copied, mask, mask_tensors_, plan_of
 from secateur.structure.cut import cut_tensor
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep, Structure
@@ -107,7 +106,7 @@ def prove(
     if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
         return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
     calls = tuple(_raised_inputs(example) for example in as_examples(examples))
-    reference, candidate = _raised_(mask(model, structure, kept)), _raised_(copy.deepcopy(small))
+    reference, candidate = _raised_(mask(model, structure, kept)), _raised_(copied(small))
     own = _compare_settings(reference, candidate, calls, SETTINGS[:1], seed)
     if not own.checked:
         raise CompactionError(f"the dense model does not run on its examples: {own.skipped[0]}")
@@ -239,7 +238,7 @@ def _redraw_(reference: nn.Module, candidate: nn.Module, source: _Source, genera
         buffers = {first[name] for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
         drawn = {name: _raised(tensors[name].detach()).clone() if name in buffers else t for name, t in drawn.items()}
     mask_tensors_(drawn, source.structure, source.keep)
-    cuts = {first[name]: dims for name, dims in source.structure.plan(source.keep).tensors.items()}
+    cuts = {first[name]: dims for name, dims in plan_of(source.structure, source.keep).tensors.items()}
     small = {name: cut_tensor(tensor, cuts.get(name, {})) for name, tensor in drawn.items()}
     for module, values in ((reference, drawn), (candidate, small)):
         for name, tensor in named_tensors(module).items():
