@@ -117,16 +117,6 @@ def test_masked_equals_compact(name, share):
     assert n_params == structure.cost(keep).params < structure.cost().params
 
 
-def test_the_masked_copy_has_zeros_where_units_are_read_and_nowhere_else():
-    net, structure, _ = traced("residual")
-    masked = named_tensors(mask(net, structure, {"conv1": torch.tensor([1, 7])}))
-    dense = named_tensors(net)
-    closed = [unit for unit in range(12) if unit not in (1, 7)]
-    assert not masked["conv2.weight"][:, closed].any()
-    assert torch.equal(masked["conv2.weight"][:, [1, 7]], dense["conv2.weight"][:, [1, 7]])
-    assert all(torch.equal(masked[name], dense[name]) for name in dense if name != "conv2.weight")
-
-
 def test_a_closed_group_keeps_one_unit_that_feeds_nothing():
     net, structure, _ = traced("residual")
     small = compact(net, structure, {"conv1": torch.tensor([], dtype=torch.int64)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan, cut_
-from secateur.structure.select import Select, plain_class
-from secateur.structure.tensors import dimension_order, in_order, misfits, named_tensors, shapes_of
+from secateur.structure.tensors import named_tensors, shapes_of
 
 
 class Marked(nn.Parameter):
@@ -117,15 +115,6 @@ def test_dtype_device_gradient_flag_class_marks_and_layout_stay():
     assert net[1].codes.dtype is torch.int8
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 1, 3, 3), (1, 6, 3, 3), (4, 6, 1, 1), (1, 1, 3, 3), (4, 1, 1, 1)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_order_in_memory_is_recovered_with_dimensions_of_size_one(shape, layout):
-    tensor = torch.randn(shape).to(memory_format=layout)
-    again = in_order(tensor.clone(memory_format=torch.contiguous_format), dimension_order(tensor))
-    assert again.stride() == tensor.stride()
-    assert torch.equal(again, tensor)
-
-
 def test_a_transposed_layout_stays():
     net = nn.Linear(4, 3)
     net.weight = nn.Parameter(torch.randn(4, 3).t())
@@ -151,36 +140,6 @@ def test_tied_tensors_and_shared_modules_stay_shared():
     assert net.again is net.block
     assert net.block.weight.shape == (2, 2)
     assert [name for name, _ in net.named_parameters()] == ["embed.weight", "block.weight", "block.bias"]
-
-
-@pytest.mark.parametrize(
-    ("layer", "kept", "expected"),
-    [
-        (nn.Conv2d(4, 4, 3, groups=4), (0, 3), {"groups": 2, "in_channels": 2, "out_channels": 2}),
-        (nn.Conv2d(2, 6, 3, groups=2), (3, 4, 5), {"groups": 1, "in_channels": 1, "out_channels": 3}),
-        (nn.Conv2d(2, 6, 3, groups=2), (0, 5), {"groups": 2, "in_channels": 2, "out_channels": 2}),
-        (nn.Conv1d(8, 8, 3, groups=4), (2, 3, 4, 5), {"groups": 2, "in_channels": 4, "out_channels": 4}),
-        (nn.ConvTranspose2d(4, 4, 3, groups=4), (1, 2), {"groups": 2, "in_channels": 2, "out_channels": 2}),
-    ],
-)
-def test_groups_of_a_convolution_are_those_that_keep_a_row(layer, kept, expected):
-    plan = CutPlan({"weight": {0: kept}, "bias": {0: kept}})
-    cut_(layer, plan)
-    assert {key: getattr(layer, key) for key in expected} == expected
-    assert layer(torch.zeros(1, expected["in_channels"], *[5] * (layer.weight.dim() - 2))).shape[1] == len(kept)
-
-
-def test_unequal_groups_are_refused_and_change_nothing():
-    layer = nn.Conv2d(4, 4, 3, groups=2)
-    with pytest.raises(CompactionError, match="unequal numbers"):
-        cut_(layer, CutPlan({"weight": {0: (0, 1, 2)}, "bias": {0: (0, 1, 2)}}))
-    assert layer.weight.shape[0] == layer.bias.shape[0] == layer.out_channels == 4
-
-
-def test_group_norm_loses_whole_groups():
-    norm = nn.GroupNorm(3, 6)
-    cut_(norm, CutPlan({"weight": {0: (0, 1, 4, 5)}, "bias": {0: (0, 1, 4, 5)}}))
-    assert (norm.num_groups, norm.num_channels) == (2, 4)
 
 
 @pytest.mark.parametrize("kind", ["meta", "fake"])
@@ -236,66 +195,6 @@ def test_two_plans_in_a_row_are_one():
     selecting = CutPlan(selects={"0": (1,)})
     with pytest.raises(CompactionError, match="selected already"):
         selecting.then(selecting)
-
-
-class TestSelects:
-    def test_the_layer_reads_the_selected_positions(self):
-        net = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
-        dense = copy.deepcopy(net)
-        with torch.no_grad():
-            dense[0].weight[:, [0, 2, 5]] = 0
-        cut_(net, CutPlan({"0.weight": {1: (1, 3, 4)}}, selects={"0": (1, 3, 4)}))
-        x = torch.randn(2, 6)
-        assert isinstance(net[0], nn.Linear)
-        assert net[0].in_features == 3
-        torch.testing.assert_close(net(x), dense(x))
-        assert list(net.state_dict()) == ["0.weight", "0.bias", "0.selected"]
-        assert plain_class(net[0]) is nn.Linear
-
-    @pytest.mark.parametrize("shape", [(2, 5, 4, 4), (5, 4, 4)])
-    def test_a_convolution_selects_channels_with_and_without_a_batch(self, shape):
-        layer = nn.Conv2d(5, 2, 3)
-        dense = copy.deepcopy(layer)
-        with torch.no_grad():
-            dense.weight[:, [0, 1, 3]] = 0
-        cut_(layer, CutPlan({"weight": {1: (2, 4)}}, selects={"": (2, 4)}))
-        x = torch.randn(shape)
-        torch.testing.assert_close(layer(x), dense(x))
-
-    def test_copies_and_pickles_select_too(self):
-        layer = nn.Linear(4, 2)
-        cut_(layer, CutPlan({"weight": {1: (0, 3)}}, selects={"": (0, 3)}))
-        x = torch.randn(3, 4)
-        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
-            assert isinstance(other, Select)
-            assert torch.equal(other(x), layer(x))
-
-    def test_it_exports_and_traces(self):
-        layer = nn.Linear(4, 2)
-        cut_(layer, CutPlan({"weight": {1: (0, 3)}}, selects={"": (0, 3)}))
-        x = torch.randn(3, 4)
-        assert torch.equal(torch.export.export(layer, (x,)).module()(x), layer(x))
-
-    @pytest.mark.parametrize(
-        ("plan", "message"),
-        [
-            (CutPlan(selects={"0": (0, 1)}), "reads 4 positions, and 2"),
-            (CutPlan(selects={"1": (0,)}), "no such layer with a weight"),
-            (CutPlan(selects={"7": (0,)}), "no such layer with a weight"),
-            (CutPlan({"0.weight": {1: (0,)}}, selects={"0": (-1,)}), "none may be negative"),
-        ],
-    )
-    def test_what_does_not_fit_is_refused(self, plan, message):
-        net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-        with pytest.raises(CompactionError, match=message):
-            cut_(net, plan)
-        assert type(net[0]) is nn.Linear
-
-    def test_selecting_twice_is_refused(self):
-        layer = nn.Linear(4, 2)
-        cut_(layer, CutPlan({"weight": {1: (0, 3)}}, selects={"": (0, 3)}))
-        with pytest.raises(CompactionError, match="selected already"):
-            cut_(layer, CutPlan({"weight": {1: (0,)}}, selects={"": (0,)}))
 
 
 class TestBadPlans:
@@ -355,13 +254,3 @@ class TestBadPlans:
     def test_lazy_modules_are_refused(self):
         with pytest.raises(CompactionError, match="run the lazy module once"):
             cut_(nn.LazyLinear(3), CutPlan({"weight": {0: (1,)}}))
-
-
-def test_misfits_lists_missing_different_and_unexpected_tensors():
-    net = nn.Linear(4, 3)
-    assert misfits(net, {"weight": (3, 4), "bias": (3,)}) == []
-    assert misfits(net, {"weight": (4, 4), "scale": (3,)}) == [
-        "weight: shape (3, 4), expected (4, 4)",
-        "scale: missing, expected shape (3,)",
-        "bias: not expected",
-    ]
