@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from secateur.budget import Budget, Penalty
 from secateur.costs import CostModel
@@ -126,7 +126,7 @@ def _check(model: nn.Module) -> None:
             raise GateError(f"model: a {type(model).__name__} cannot take gates; {advice[kind.__name__]}")
     if any(isinstance(module, GateSet) for module in model.modules()):
         raise GateError("model: it is gated already; call detach() of its pruner first")
-    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in (*model.parameters(), *model.buffers())):
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise GateError("model: it has lazy parameters without a shape; run it once first")
 
 
