@@ -93,7 +93,7 @@ def _zero_closed_(tensors: Mapping[str, Tensor], structure: Structure, keep: Kee
         group = structure.group(name)
         closed = np.ones(group.size, dtype=bool)
         closed[kept.numpy()] = False
-        for member in group.consumers:
+        for member in group.gated:
             gone = member.index[closed].reshape(-1)
             cut = plan.tensors.get(member.tensor, {}).get(member.dim)
             left = gone if cut is None else np.flatnonzero(np.isin(cut, gone))

@@ -63,7 +63,7 @@ def mask_tensors_(tensors: Mapping[str, Tensor], structure: Structure, keep: Kee
             group = structure.group(name)
             closed = torch.ones(group.size, dtype=torch.bool)
             closed[kept] = False
-            for member in group.consumers:
+            for member in group.gated:
                 tensor = tensors[member.tensor]
                 positions = torch.from_numpy(member.index[closed.numpy()].reshape(-1))
                 tensor.index_fill_(member.dim, positions.to(tensor.device), 0)

@@ -75,6 +75,8 @@ class Coupling:
     consumed: list[Ids] = field(default_factory=list)
     carried: list[Ids] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    normalised: list[tuple[Ids, str]] = field(default_factory=list)
+    unclosed: list[Ids] = field(default_factory=list)
     count_products: bool = True
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _frozen: list[tuple[Ids, int]] = field(default_factory=list)
@@ -148,10 +150,20 @@ class Coupling:
         self.tie(ids, first, reason)
         return first.reshape([size for axis, size in enumerate(ids.shape) if axis not in axes])
 
-    def consume(self, ids: Ids) -> None:
-        """Say that a contraction reads these slices of a weight: zeroing one closes its unit here."""
+    def consume(self, ids: Ids, *, vanishes: bool = False) -> None:
+        """Say that a contraction reads these slices of a weight: zeroing one closes its unit here.
+
+        ``vanishes``: zeroing what carries the unit would close it here as well.
+        """
         if self.recording:
             self.consumed.append(ids)
+            if not vanishes:
+                self.unclosed.append(ids)
+
+    def normalise(self, ids: Ids) -> None:
+        """Say that the RMSNorm at work averages over these units: they can go if they are zero at its input."""
+        if self.recording:
+            self.normalised.append((ids, self.module))
 
     def carry(self, ids: Ids) -> None:
         """Say that these slices of a parameter carry their unit's values onward."""
@@ -185,10 +197,22 @@ class Coupling:
                 chosen.extend(self._cut_along(ids, _finest(component[ids], frozen, blocked)))
             component = self._components(chosen)
             pending = undecided
-        solution = Solution(component, self._frozen_components(component), list(self._freezes))
+        shut = self._frozen_components(component)
+        shut[self._not_zero(component) & (shut < 0)] = self._number(_NOT_ZERO)
+        solution = Solution(component, shut, list(self._freezes))
         # What the solution froze by itself may be decided otherwise when more is known.
         del self._frozen[frozen_by_rules:]
         return solution
+
+    def _not_zero(self, component: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Components under an RMSNorm that something reads where they are not zero even if closed."""
+        n = int(component.max()) + 1
+        normed, unclosed = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        for ids, _ in self.normalised:
+            normed[component[ids]] = True
+        for ids in self.unclosed:
+            unclosed[component[ids]] = True
+        return normed & unclosed
 
     def _cut_along(self, ids: Ids, axis: int) -> list[tuple[Ids, Ids]]:
         """Ties that follow when a rectangle is cut along ``axis``; along none where it is -1."""
@@ -232,6 +256,7 @@ class Coupling:
 
 _MET_FIXED = "meets another tensor's dimension that cannot be cut"
 _FOLLOWS_NOT = "runs along a dimension of a tensor that is cut along another one"
+_NOT_ZERO = Freeze("is averaged over by an RMSNorm, and read where closing it would not make it zero")
 _UNEVEN = Freeze("its dimensions are merged so that no single one of them can lose slices")
 
 

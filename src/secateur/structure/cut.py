@@ -37,10 +37,12 @@ class CutPlan:
     Args:
         tensors: kept positions, ascending, of each cut dimension, by the qualified name of a parameter or buffer;
             one name is enough for a tensor that has several.
-        attributes: new values, by ``"path.to.module.attribute"``, of integers and tuples of integers that modules keep
+        attributes: new values, by ``"path.to.module.attribute"``, of numbers and tuples of integers that modules keep
             and that do not follow from the shapes of their own tensors.
         selects: by a layer's path, the positions of its (small) input that it reads, where it reads fewer than there
             are: along the channels of a convolution, along the last dimension of any other layer.
+        rescales: by tensor name, ``(factor, offset)``: what is kept becomes ``(w + offset) * factor - offset``, as the
+            weight of an RMSNorm must that is computed over fewer inputs.
         dense: shapes that the parameters and buffers have before the cut; may be left out, and is then not checked.
 
     Example:
@@ -57,6 +59,7 @@ class CutPlan:
     attributes: Mapping[str, object] = field(default_factory=dict)
     selects: Mapping[str, Positions] = field(default_factory=dict)
     dense: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rescales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON data; each distinct list of positions is written once, for many tensors share theirs."""
@@ -73,6 +76,7 @@ class CutPlan:
             "selects": selects,
             "attributes": {name: _as_json(value) for name, value in self.attributes.items()},
             "dense": {name: list(shape) for name, shape in self.dense.items()},
+            "rescales": {name: [factor, offset] for name, (factor, offset) in self.rescales.items()},
         }
 
     @classmethod
@@ -92,6 +96,7 @@ class CutPlan:
                 attributes={str(name): _from_json(value) for name, value in data["attributes"].items()},
                 selects={str(path): lists[number] for path, number in data["selects"].items()},
                 dense={str(name): tuple(int(size) for size in shape) for name, shape in data["dense"].items()},
+                rescales={str(name): (float(f), float(o)) for name, (f, o) in data["rescales"].items()},
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CompactionError(f"this does not describe a cut: {type(error).__name__}: {error}") from error
@@ -114,6 +119,7 @@ class CutPlan:
             attributes={**self.attributes, **later.attributes},
             selects={**self.selects, **later.selects},
             dense=self.dense,
+            rescales={**self.rescales, **later.rescales, **_both(self.rescales, later.rescales)},
         )
 
 
@@ -136,7 +142,11 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
     cuts = _checked_cuts(module, plan, slots)
     attributes = _checked_attributes(module, plan)
     selected = _checked_selects(module, plan, cuts)
-    replaced = {key: in_place_of(tensor, cut_tensor(tensor, dims)) for key, (tensor, dims) in cuts.items()}
+    rescales = {id(slots[name].tensor): how for name, how in plan.rescales.items() if name in slots}
+    replaced = {
+        key: in_place_of(tensor, _rescaled(cut_tensor(tensor, dims), *rescales.get(key, (1.0, 0.0))))
+        for key, (tensor, dims) in cuts.items()
+    }
     descriptions = _descriptions(slots, cuts, replaced)
 
     for slot in slots.values():
@@ -156,6 +166,17 @@ def cut_tensor(tensor: torch.Tensor, cuts: Cuts) -> torch.Tensor:
         for dim, kept in cuts.items():
             small = small.index_select(dim, _index(kept, tensor))
         return in_order(small, dimension_order(tensor))
+
+
+def _rescaled(tensor: torch.Tensor, factor: float, offset: float) -> torch.Tensor:
+    return tensor if factor == 1.0 else (tensor + offset) * factor - offset
+
+
+def _both(
+    first: Mapping[str, tuple[float, float]], later: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """Rescales that happen twice: the factors multiply."""
+    return {name: (first[name][0] * factor, offset) for name, (factor, offset) in later.items() if name in first}
 
 
 def _mode_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
@@ -226,8 +247,8 @@ def _checked_attributes(module: nn.Module, plan: CutPlan) -> list[tuple[nn.Modul
         except AttributeError:
             problems.append(f"{name}: no such attribute")
             continue
-        if not isinstance(old, (int, tuple, list, type(None))):
-            problems.append(f"{name}: is a {type(old).__name__}, expected an integer or a tuple of integers")
+        if not isinstance(old, (int, float, tuple, list, type(None))):
+            problems.append(f"{name}: is a {type(old).__name__}, expected a number or a tuple of integers")
         # JSON has one kind of list; the module's own kind is what its code expects.
         found.append((owner, key, list(cast("Sequence[int]", value)) if isinstance(old, list) else value))
     _raise(module, problems)

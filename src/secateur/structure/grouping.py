@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.structure.coupling import Coupling, Product, Solution
-from secateur.structure.groups import Axis, Frozen, Group, Member, Structure, Term
+from secateur.structure.groups import Axis, Frozen, Group, Member, NormWidth, Structure, Term
 from secateur.structure.ids import Ids
+from secateur.structure.norms import RmsNorm
 from secateur.structure.sites import Sites
 
 __all__ = ["Grouping", "group_units"]
@@ -53,7 +54,9 @@ class Grouping:
         return set(found[found >= 0].tolist())
 
 
-def group_units(coupling: Coupling, sites: Sites, read: frozenset[str], notes: tuple[str, ...] = ()) -> Grouping:
+def group_units(
+    coupling: Coupling, sites: Sites, read: frozenset[str], norms: Mapping[str, RmsNorm], notes: tuple[str, ...] = ()
+) -> Grouping:
     """Solve the coupling and put units with the same signature together.
 
     A signature is what a unit owns: how many positions of which sites. Units are ordered by their first
@@ -95,7 +98,8 @@ def group_units(coupling: Coupling, sites: Sites, read: frozenset[str], notes: t
         unit_of[units] = np.arange(len(units))
 
     member_ids = ids[group_of[component[ids]] >= 0]
-    groups = _groups(member_ids, component, group_of, unit_of, site_of, sites, consumer_ids, carrier_ids)
+    norm_weights = frozenset(sites.aliases.get(norm.weight, norm.weight) for norm in norms.values())
+    groups = _groups(member_ids, component, group_of, unit_of, site_of, sites, consumer_ids, carrier_ids, norm_weights)
     axes = _Axes(component, group_of, [group.size for group in groups])
     param_terms = tuple(
         axes.term(1.0, [sites.ids(s) for s in _sites_of(sites, name)], name, sites.shapes[name])
@@ -112,9 +116,21 @@ def group_units(coupling: Coupling, sites: Sites, read: frozenset[str], notes: t
         axes=tuple(axes.known),
         param_terms=param_terms,
         mac_terms=mac_terms,
+        norms=_norm_widths(coupling, norms, axes),
         notes=notes,
     )
     return Grouping(structure, solution, group_of, unit_of)
+
+
+def _norm_widths(coupling: Coupling, norms: Mapping[str, RmsNorm], axes: _Axes) -> tuple[NormWidth, ...]:
+    """The width of each RMSNorm that has units to lose."""
+    widths: dict[str, NormWidth] = {}
+    for ids, path in coupling.normalised:
+        axis = axes.of(ids)
+        if axis.per_group:
+            norm = norms[path]
+            widths[path] = NormWidth(norm.weight, norm.eps, norm.eps_value, norm.offset, axis)
+    return tuple(widths.values())
 
 
 def _marked(arrays: list[Ids], n_ids: int) -> NDArray[np.bool_]:
@@ -152,6 +168,7 @@ def _groups(
     sites: Sites,
     consumer_ids: NDArray[np.bool_],
     carrier_ids: NDArray[np.bool_],
+    norm_weights: frozenset[str],
 ) -> list[Group]:
     group, unit, site = group_of[component[ids]], unit_of[component[ids]], site_of[ids]
     order = np.lexsort((ids, unit, site, group))
@@ -172,6 +189,7 @@ def _groups(
                 index=index,
                 consumer=bool(consumer_ids[ids[part]].all()),
                 carrier=bool(carrier_ids[ids[part]].any()) or not consumer_ids[ids[part]].any(),
+                rescaled=sites.tensors[s] in norm_weights,
             )
         )
     names: dict[str, int] = {}
@@ -206,7 +224,7 @@ class _Axes:
     def term(self, coefficient: float, axes: list[Ids], label: str, shape: tuple[int, ...] = ()) -> Term:
         places: list[int] = []
         for ids in axes:
-            axis = self._axis(ids)
+            axis = self.of(ids)
             if axis.per_group:
                 places.append(self.known.setdefault(axis, len(self.known)))
             else:
@@ -216,7 +234,8 @@ class _Axes:
     def product(self, product: Product) -> Term:
         return self.term(product.coefficient, list(product.axes), product.label)
 
-    def _axis(self, ids: Ids) -> Axis:
+    def of(self, ids: Ids) -> Axis:
+        """The axis of an array of ids."""
         return count_axis(ids, self._component, self._group_of, self._sizes)
 
 

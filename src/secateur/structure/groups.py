@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from secateur.errors import TraceError
 from secateur.structure.cut import CutPlan
 
-__all__ = ["Attribute", "Axis", "Cost", "Frozen", "Group", "Keep", "Member", "Structure", "Term"]
+__all__ = ["Attribute", "Axis", "Cost", "Frozen", "Group", "Keep", "Member", "NormWidth", "Structure", "Term"]
 
 #: Kept units by group name: ascending positions in ``[0, U)``; a group that is absent is kept whole.
 Keep = Mapping[str, torch.Tensor]
@@ -34,6 +34,7 @@ class Member:
         consumer: whether a contraction reads this dimension, so that zeroing a slice closes the unit.
         carrier: whether the slices also carry the unit's values onward (a producer's rows, a bias,
             a normalisation's affine parameters). A tied tensor can be both.
+        rescaled: whether this is the weight of an RMSNorm over the units, which only rescales them.
     """
 
     tensor: str
@@ -41,6 +42,7 @@ class Member:
     index: NDArray[np.int64]
     consumer: bool
     carrier: bool
+    rescaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,20 @@ class Group:
 
     @property
     def consumers(self) -> tuple[Member, ...]:
-        """The members at which a gate acts."""
+        """The members that read the units."""
         return tuple(member for member in self.members if member.consumer)
+
+    @property
+    def at_producers(self) -> bool:
+        """Whether the units must be zero where they arise, since an RMSNorm averages over them."""
+        return any(member.rescaled for member in self.members)
+
+    @property
+    def gated(self) -> tuple[Member, ...]:
+        """The members at which a gate acts: the consumers, or all that carries the units where ``at_producers``."""
+        if not self.at_producers:
+            return self.consumers
+        return tuple(member for member in self.members if member.carrier and not member.rescaled)
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,7 @@ class Structure:
         param_terms: parameters, as a polynomial of the axes.
         mac_terms: multiply-accumulates of one forward of the first example, alike.
         attributes: rules for attributes that modules keep besides their tensors.
+        norms: RMSNorm layers whose width can be cut.
         notes: what could not be looked at while tracing.
 
     Example:
@@ -155,6 +170,7 @@ class Structure:
     param_terms: tuple[Term, ...]
     mac_terms: tuple[Term, ...]
     attributes: tuple[Attribute, ...] = ()
+    norms: tuple[NormWidth, ...] = ()
     notes: tuple[str, ...] = ()
 
     def group(self, name: str) -> Group:
@@ -206,8 +222,15 @@ class Structure:
                 name: {dim: tuple(np.flatnonzero(~mask).tolist()) for dim, mask in dims.items()}
                 for name, dims in gone.items()
             },
-            attributes={rule.name: rule.value(self.groups, keep) for rule in self.attributes},
+            attributes={
+                **{rule.name: rule.value(self.groups, keep) for rule in self.attributes},
+                **{norm.eps: norm.eps_value * norm.ratio(self.groups, keep) for norm in self.norms},
+            },
             dense=dict(self.shapes),
+            rescales={
+                self.aliases.get(norm.weight, norm.weight): (math.sqrt(norm.ratio(self.groups, keep)), norm.offset)
+                for norm in self.norms
+            },
         )
 
     def why_frozen(self, name: str) -> str:
@@ -245,10 +268,37 @@ class Attribute:
 
     def value(self, groups: tuple[Group, ...], keep: Keep) -> int:
         """Its value when only the kept units stay."""
-        return self.axis.fixed + sum(
-            times * max(len(keep[groups[g].name]) if groups[g].name in keep else groups[g].size, 1)
-            for g, times in self.axis.per_group
-        )
+        return _length(self.axis, groups, keep)
+
+
+@dataclass(frozen=True)
+class NormWidth:
+    """An RMSNorm over units: with ``d'`` of ``d`` inputs left, weights times ``sqrt(d / d')``, eps times ``d / d'``.
+
+    Args:
+        weight: qualified name of its weight.
+        eps: qualified name of the attribute that holds its eps.
+        eps_value: that eps.
+        offset: what it adds to its weight.
+        axis: its width as a function of open units.
+    """
+
+    weight: str
+    eps: str
+    eps_value: float
+    offset: float
+    axis: Axis
+
+    def ratio(self, groups: tuple[Group, ...], keep: Keep) -> float:
+        """``d / d'`` when only the kept units stay."""
+        return _length(self.axis, groups, {}) / _length(self.axis, groups, keep)
+
+
+def _length(axis: Axis, groups: tuple[Group, ...], keep: Keep) -> int:
+    return axis.fixed + sum(
+        times * max(len(keep[groups[g].name]) if groups[g].name in keep else groups[g].size, 1)
+        for g, times in axis.per_group
+    )
 
 
 def _count(frozen: Frozen) -> str:
@@ -273,7 +323,7 @@ def describe(structure: Structure) -> str:
     for group in structure.groups:
         fewer = structure.cost({group.name: torch.arange(group.size - 1)})
         members = ", ".join(
-            f"{m.tensor}[{m.dim}]{f'x{m.index.shape[1]}' if m.index.shape[1] > 1 else ''}{'*' if m.consumer else ''}"
+            f"{m.tensor}[{m.dim}]{f'x{m.index.shape[1]}' if m.index.shape[1] > 1 else ''}{'*' if m in group.gated else ''}"
             for m in group.members[:6]
         )
         more = f", and {len(group.members) - 6} more" if len(group.members) > 6 else ""

@@ -45,6 +45,7 @@ class Label:
         weight: the way from a parameter to here maps 0 to 0 element by element, so that zeroing the
             parameter's slice zeroes this tensor's.
         data: depends on the model's inputs.
+        vanishes: where all parameters' slices of a unit are zero, so is the unit's slice here.
     """
 
     shape: Shape
@@ -52,6 +53,7 @@ class Label:
     neutral: bool = False
     weight: bool = False
     data: bool = False
+    vanishes: bool = False
 
     def factor_at(self, dim: int) -> Factor | None:
         """The factor that covers ``dim``, or None where the dimension is fixed."""

@@ -25,6 +25,8 @@ __all__ = ["Entry", "Recorder", "is_cache", "tensors_in", "watch"]
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "implicit"})
 #: Integer arguments that are no sizes, also where an operator's other integers are.
 _NEVER_SIZES = frozenset({"dim", "dims", "fill_value", "value", "dim0", "dim1", "padding_idx", "dimension"})
+#: The eps of a known RMSNorm follows its width.
+_FOLLOWS = frozenset({("secateur::rms_norm", "eps")})
 _MAX_CONSTANT = 64
 
 
@@ -119,7 +121,8 @@ class Recorder(TorchDispatchMode):
         if operator in _COPIES:
             return
         operator = "view" if operator in _VIEWS else operator
-        one = Entry(operator, self.coupling.module, _scalars(values, outputs, entry), tuple(labels), inputs)
+        compared = {name: value for name, value in values.items() if (operator, name) not in _FOLLOWS}
+        one = Entry(operator, self.coupling.module, _scalars(compared, outputs, entry), tuple(labels), inputs)
         self.entries.append(one)
         if self.on_entry is not None:
             self.on_entry(len(self.entries) - 1, one)

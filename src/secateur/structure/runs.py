@@ -19,6 +19,7 @@ from secateur.errors import TraceError
 from secateur.structure.coupling import Coupling
 from secateur.structure.example import Example
 from secateur.structure.ids import Label
+from secateur.structure.norms import RmsNorm, as_one_operator
 from secateur.structure.record import Entry, Recorder, tensors_in, watch
 from secateur.structure.tensors import first_names, named_tensors
 
@@ -61,6 +62,7 @@ def run(
     example: Example,
     labels: Mapping[str, Label],
     coupling: Coupling,
+    norms: Mapping[str, RmsNorm],
     *,
     training: bool,
     fake: bool,
@@ -74,6 +76,7 @@ def run(
         example: its inputs.
         labels: label of each parameter and buffer, after ``prepare``.
         coupling: where the rules write.
+        norms: its RMSNorm layers.
         training: the mode.
         fake: whether on fake tensors.
         prepare: changes the copy before it runs (the trial cuts it).
@@ -87,6 +90,7 @@ def run(
     twin = _copied(model, mode if fake else None)
     if prepare is not None:
         prepare(twin)
+    as_one_operator(twin, norms)
     twin.train(training)
     recorder = Recorder(coupling, on_entry=on_entry)
     everywhere = named_tensors(twin)

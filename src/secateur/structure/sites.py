@@ -85,6 +85,11 @@ class Sites:
                 ids = ids[kept[name][dim]]
             factors[name].append(Factor((dim,), ids))
         return {
-            name: Label(tuple(len(f.ids) for f in listed), tuple(listed), weight=name in self.parameters)
+            name: Label(
+                tuple(len(f.ids) for f in listed),
+                tuple(listed),
+                weight=name in self.parameters,
+                vanishes=name in self.parameters,
+            )
             for name, listed in factors.items()
         }

@@ -8,6 +8,7 @@ survive that is frozen (``trial``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -20,6 +21,7 @@ from secateur.structure.coupling import Coupling
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.grouping import group_units
 from secateur.structure.groups import Structure
+from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.runs import Run, RunFailure, run
 from secateur.structure.sites import Sites
 from secateur.structure.trial import Recorded, Trial
@@ -54,17 +56,20 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     calls = as_examples(examples)
     coupling = Coupling()
     sites = Sites.of(model, coupling)
-    recorded, notes = _record(model, calls, sites, coupling)
+    norms = find_rms_norms(model)
+    recorded, notes = _record(model, calls, sites, coupling, norms)
     read = frozenset().union(*(one.run.read for one in recorded))
     for one in recorded:
         _freeze_outputs(coupling, one.run)
     attributes = SizedAttributes()
     while True:
-        grouping = group_units(coupling, sites, read, notes)
+        grouping = group_units(coupling, sites, read, norms, notes)
         if not grouping.structure.groups:
             return grouping.structure
         pairs = any(group.size == 2 for group in grouping.structure.groups)
-        for trial in [Trial(model, recorded, sites, grouping, pairs=p) for p in ((False, True) if pairs else (False,))]:
+        for trial in [
+            Trial(model, recorded, sites, grouping, norms, pairs=p) for p in ((False, True) if pairs else (False,))
+        ]:
             deviation = settle(model, recorded, trial, grouping, attributes)
             if deviation is not None:
                 break
@@ -80,7 +85,11 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
 
 
 def _record(
-    model: nn.Module, calls: tuple[Example, ...], sites: Sites, coupling: Coupling
+    model: nn.Module,
+    calls: tuple[Example, ...],
+    sites: Sites,
+    coupling: Coupling,
+    norms: Mapping[str, RmsNorm],
 ) -> tuple[list[Recorded], tuple[str, ...]]:
     """Run every example in evaluation and training mode; on fake tensors wherever they do."""
     labels = sites.labels()
@@ -92,12 +101,12 @@ def _record(
             coupling.count_products = position == 0 and not training
             try:
                 try:
-                    one = run(model, example, labels, coupling, training=training, fake=fake)
+                    one = run(model, example, labels, coupling, norms, training=training, fake=fake)
                 except RunFailure as failure:
                     if not fake or (training and recorded) or _on_meta(model):
                         raise
                     fake = False
-                    one = run(model, example, labels, coupling, training=training, fake=False)
+                    one = run(model, example, labels, coupling, norms, training=training, fake=False)
                     notes.append(
                         "the model does not run on fake tensors, so it was traced on the examples themselves, and "
                         f"another path for other values is not covered ({type(failure.error).__name__})"

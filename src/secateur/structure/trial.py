@@ -22,6 +22,7 @@ from secateur.structure.example import Example
 from secateur.structure.grouping import Grouping
 from secateur.structure.groups import Keep
 from secateur.structure.ids import Factor, Ids, Label, first_slice
+from secateur.structure.norms import RmsNorm
 from secateur.structure.record import Entry
 from secateur.structure.runs import Run, RunFailure, run
 from secateur.structure.sites import Sites
@@ -87,6 +88,7 @@ class Trial:
         recorded: its dense runs.
         sites: its sites.
         grouping: its groups.
+        norms: its RMSNorm layers.
         pairs: whether groups of two are cut to one as well; only sizes and numbers are compared then.
         keep: kept units, where they are to be others than ``uneven_keep`` gives.
     """
@@ -97,13 +99,14 @@ class Trial:
         recorded: list[Recorded],
         sites: Sites,
         grouping: Grouping,
+        norms: Mapping[str, RmsNorm],
         *,
         pairs: bool = False,
         keep: Keep | None = None,
     ) -> None:
         self._model, self._recorded, self._sites, self._grouping = model, recorded, sites, grouping
         self.keep = dict(uneven_keep(grouping, pairs=pairs) if keep is None else keep)
-        self._strict = not pairs
+        self._strict, self._norms = not pairs, norms
         self._plan = grouping.structure.plan(self.keep)
         kept = {
             name: {dim: np.array(positions, dtype=np.int64) for dim, positions in dims.items()}
@@ -134,6 +137,7 @@ class Trial:
                     one.example,
                     self._labels,
                     Coupling(recording=False),
+                    self._norms,
                     training=one.training,
                     fake=one.fake,
                     prepare=lambda twin: cut_(twin, plan),
@@ -155,7 +159,9 @@ class Trial:
         """
         dense = self._recorded[deviation.at[0]].run.entries
         entry = dense[deviation.at[1]]
-        blamed = {group: deviation.freeze for group in self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))}
+        blamed = {
+            group: deviation.freeze for group in self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))
+        }
         for twin in self._same_step(dense, deviation.at[1]):
             for group in self._grouping.groups_in(_ids_of([*twin.inputs, *twin.labels])):
                 blamed.setdefault(group, replace(deviation.freeze, module=twin.module))

@@ -40,7 +40,7 @@ def contract(c: Coupling, left: Label, left_dim: int, right: Label, right_dim: i
             at = left_dim if weight_is_right else right_dim
             along = np.moveaxis(x.ids, x.dims.index(at), -1)
             c.tie(along, w.ids, _READS_FIXED)
-            c.consume(w.ids)
+            c.consume(w.ids, vanishes=activation.vanishes)
             if weight.weight and activation.weight:
                 c.carry(x.ids)
     elif x is not None:
@@ -92,7 +92,8 @@ def _matrix_product(c: Coupling, left: Label, right: Label, shape: Sequence[int]
     narrow_left = Label((*left.shape[:-1], 1), rest_left.factors, neutral=left.neutral)
     narrow_right = Label((*right.shape[:-2], 1, right.shape[-1]), rest_right.factors, neutral=right.neutral)
     factors = meet(c, [_batched(c, narrow_left, n - 1), _batched(c, narrow_right, n - 2)], shape, coarse=True)
-    return Label(tuple(shape), factors, weight=left.weight and right.weight)
+    vanishes = all(side.vanishes or not rest.factors for side, rest in ((left, rest_left), (right, rest_right)))
+    return Label(tuple(shape), factors, weight=left.weight and right.weight, vanishes=vanishes)
 
 
 def _batched(c: Coupling, label: Label, gone: int) -> Label:
@@ -128,8 +129,9 @@ def _plus(c: Coupling, call: Call, product: Label) -> Label:
     addend = call.label("self")
     neutral = addend.neutral or call.get("beta", 1) == 0
     _carry_rest(c, addend)
+    vanishes = product.vanishes and (addend.vanishes or call.get("beta", 1) == 0)
     addend = Label(addend.shape, () if neutral else addend.factors, neutral=neutral)
-    return Label(product.shape, meet(c, [product, addend], product.shape))
+    return Label(product.shape, meet(c, [product, addend], product.shape), vanishes=vanishes)
 
 
 @rule("mv")
@@ -162,7 +164,8 @@ def embedding(c: Coupling, call: Call) -> Label:
     rest = [f for f in weight.factors if 0 not in f.dims]
     for factor in indices.factors:
         c.freeze(factor.ids, "is used as an index")
-    return set_factors(Label(call.shape), call.shape, map_dims(rest, lambda dim: dim - 1 + n))
+    label = Label(call.shape, vanishes=weight.vanishes)
+    return set_factors(label, call.shape, map_dims(rest, lambda dim: dim - 1 + n))
 
 
 @rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", sizes=True)

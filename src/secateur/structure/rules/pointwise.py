@@ -19,11 +19,11 @@ _ZERO_TO_ZERO = frozenset(
     "mul div neg abs relu tanh sign erf sin sinh asinh atan _to_copy clone detach alias lift_fresh "
     "positive view_as_real view_as_complex leaky_relu silu gelu hardtanh square trunc".split()
 )
+#: Operators whose result is 0 where their first operand is.
+_ZERO_AT_ZERO = _ZERO_TO_ZERO - {"mul"} | {"native_dropout", "contiguous"}
 
 
-def meet(
-    c: Coupling, labels: Sequence[Label], shape: Sequence[int], *, coarse: bool = False
-) -> tuple[Factor, ...]:
+def meet(c: Coupling, labels: Sequence[Label], shape: Sequence[int], *, coarse: bool = False) -> tuple[Factor, ...]:
     """Factors of the element-wise combination of operands, broadcast to ``shape``.
 
     Units at equal positions are tied. A unit that meets a position which is not a unit's (another
@@ -113,7 +113,18 @@ def pointwise(c: Coupling, call: Call) -> Label:
         meet(c, labels, shape),
         neutral=bool(labels) and all(label.neutral for label in labels),
         weight=weight,
+        vanishes=_vanishes(call),
     )
+
+
+def _vanishes(call: Call) -> bool:
+    """Whether a unit's slice of the result is zero where those of the operands that vanish are."""
+    labels = call.all_labels()
+    if call.name == "mul":
+        return any(label.vanishes for label in labels)
+    if call.name in ("add", "sub"):
+        return len(labels) == 2 and all(label.vanishes for label in labels)
+    return call.name in _ZERO_AT_ZERO and labels[0].vanishes
 
 
 @rule("copy")

@@ -126,6 +126,21 @@ def layer_norm(c: Coupling, call: Call) -> list[Label]:
     return [label, rest, rest]
 
 
+@rule("secateur::rms_norm")
+def known_rms_norm(c: Coupling, call: Call) -> Label:
+    """An RMSNorm whose eps is known: its width can be cut if the units that go are zero at its input."""
+    x, weight = call.label("x"), call.label("weight")
+    last = len(x.shape) - 1
+    label = Label(x.shape, meet(c, [x, weight], x.shape), vanishes=x.vanishes)
+    factor = label.factor_at(last)
+    if factor is None:
+        return label
+    if factor.dims == (last,) and x.vanishes:
+        c.normalise(factor.ids)
+        return label
+    return given_up(c, label, [last], "is normalised over (RMSNorm's mean square would change)")
+
+
 @rule("_fused_rms_norm", "rms_norm", sizes=True)
 def rms_norm(c: Coupling, call: Call) -> list[Label]:
     """RMSNorm: its mean square over a cut dimension changes, so that dimension is frozen."""
