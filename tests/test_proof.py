@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateur.compact import compact, mask
 from secateur.errors import CompactionError
-from secateur.proof import TOLERANCE, prove
+from secateur.proof import TOLERANCE, TOLERANCE_FLOAT32, prove
 from secateur.structure.example import Example
 from secateur.structure.trace import trace
 
@@ -44,6 +44,7 @@ def proven(net: nn.Module, x: Tensor = X, wrong: nn.Module | None = None):
 
 def test_right_cuts_agree_to_summation_order():
     proof = proven(TwoLayer())
+    assert proof.precision is torch.float64
     assert proof.relative < 1e-14
     assert proof.difference == 0.0 or proof.difference < 1e-15
     assert len(proof.checked) == 5
@@ -105,6 +106,32 @@ def test_low_precision_inside_the_model_does_not_blur_the_comparison():
             return self.second(self.hidden(x).type_as(x))
 
     assert proven(Casting(), torch.randn(2, 4)).relative < 1e-14
+
+
+class Single(TwoLayer):
+    """A model with an operator that has no form in float64."""
+
+    factor = 1.0
+
+    def hidden(self, x: Tensor) -> Tensor:
+        if x.dtype is torch.float64:
+            raise RuntimeError("expected Float32")
+        return super().hidden(x) * self.factor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_does_not_run_in_float64_is_compared_in_float32(dtype):
+    net = Single().to(dtype)
+    x = torch.randn(2, 4, dtype=dtype)
+    structure = trace(net, (x,))
+    small = compact(net, structure, KEEP)
+    proof = prove(net, small, structure, KEEP, (x,))
+    assert proof.precision is torch.float32
+    assert proof.relative < 1e-5
+    assert len(proof.checked) == 5
+    small.factor = 1 + 10 * TOLERANCE_FLOAT32
+    with pytest.raises(CompactionError, match="differs"):
+        prove(net, small, structure, KEEP, (x,))
 
 
 def test_dropout_of_every_kind_is_off():

@@ -20,31 +20,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import CompactionError
 from secateur.mask import checked_keep, copied, mask, mask_tensors_, plan_of
-from secateur.structure.cut import cut_tensor
+from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep, Structure
 from secateur.structure.record import tensors_in
-from secateur.structure.tensors import first_names, named_tensors
+from secateur.structure.tensors import first_names, in_place_of, named_tensors, slots_of
 
-__all__ = ["TOLERANCE", "Proof", "prove"]
+__all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove"]
 
 M = TypeVar("M", bound=nn.Module)
 
-#: Largest difference, relative to the largest value of an output, that summing in another order is granted in float64.
+#: Largest difference, relative to the largest value of an output, that summing in another order is granted.
 TOLERANCE = 1e-8
-
-_RAISED = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
+#: The same where a model has operators that do not run in float64, and is compared in float32.
+TOLERANCE_FLOAT32 = 1e-3
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far apart the masked and the compact model are; all in float64, and NaN where there are no numbers.
+    """How far apart the masked and the compact model are; NaN where there are no numbers.
 
     Args:
         difference: largest absolute difference of any output, with the models' own numbers.
@@ -52,6 +46,8 @@ class Proof:
         relative: the largest of both kinds relative to the largest value of its output; at most `TOLERANCE`.
         checked: the settings that were compared.
         skipped: those that the dense model itself cannot run, each with its error.
+        precision: in which all of it was computed: ``torch.float64``, or ``torch.float32`` for a model with operators
+            that do not run in it; the tolerance then is `TOLERANCE_FLOAT32`.
     """
 
     difference: float
@@ -59,6 +55,39 @@ class Proof:
     relative: float
     checked: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    precision: torch.dtype = torch.float64
+
+
+class _Precision(NamedTuple):
+    """What every lower precision is raised to, and the difference that is granted in it."""
+
+    real: torch.dtype
+    tolerance: float
+    raised: dict[torch.dtype, torch.dtype]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The tensor in this precision, if it was in a lower one."""
+        return tensor.to(self.raised.get(tensor.dtype, tensor.dtype))
+
+    def inputs(self, example: Example) -> Example:
+        """The example in this precision."""
+        return Example(*_mapped(lambda tensor: self.of(tensor.detach()), example))
+
+    def module_(self, module: M) -> M:
+        """The module in this precision, in place; tied tensors stay tied."""
+        made: dict[int, Tensor] = {}
+        for slot in slots_of(module).values():
+            if slot.tensor.dtype in self.raised:
+                if id(slot.tensor) not in made:
+                    made[id(slot.tensor)] = in_place_of(slot.tensor, self.of(slot.tensor.detach()))
+                setattr(slot.owner, slot.key, made[id(slot.tensor)])
+        return module
+
+
+_LOW = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32) | {torch.complex32: torch.complex64}
+_LOWER = dict.fromkeys((*_LOW, torch.float32), torch.float64)
+_LOWER |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
+_PRECISIONS = (_Precision(torch.float64, TOLERANCE, _LOWER), _Precision(torch.float32, TOLERANCE_FLOAT32, _LOW))
 
 
 class Setting(NamedTuple):
@@ -87,7 +116,7 @@ def prove(
 ) -> Proof:
     """Prove on copies in float64 that the compact model computes what the masked one computes.
 
-    Casts to a lower precision inside the models are raised to float64 and dropout is off, so that in training mode too
+    Casts to a lower precision inside the models are raised and dropout is off, so that in training mode too
     nothing but the order of summation may differ. On ``meta`` tensors the shapes of the outputs are compared.
 
     Args:
@@ -105,19 +134,23 @@ def prove(
     kept = checked_keep(structure, keep)
     if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
         return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
-    calls = tuple(_raised_inputs(example) for example in as_examples(examples))
-    reference, candidate = _raised_(mask(model, structure, kept)), _raised_(copied(small))
-    own = _compare_settings(reference, candidate, calls, SETTINGS[:1], seed)
-    if not own.checked:
+    for precision in _PRECISIONS:
+        calls = tuple(precision.inputs(example) for example in as_examples(examples))
+        pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(copied(small)), precision, seed)
+        own = pair.compare(calls, SETTINGS[:1])
+        if own.checked:
+            break
+    else:
         raise CompactionError(f"the dense model does not run on its examples: {own.skipped[0]}")
     if any(tensor.is_meta for tensor in named_tensors(model).values()):
-        return Proof(math.nan, math.nan, math.nan, own.checked)
+        return Proof(math.nan, math.nan, math.nan, own.checked, precision=precision.real)
     # Random buffers can break the dense model itself (floats that are used as indices): then they keep their values.
     for redraw_buffers in (True, False):
         generator = torch.Generator().manual_seed(seed)
-        _redraw_(reference, candidate, _Source(model, structure, kept, redraw_buffers), generator)
-        anew = tuple(_nonzero_inputs(example, generator) for example in calls)
-        redrawn = _compare_settings(reference, candidate, anew, SETTINGS, seed)
+        _redraw_(pair.dense, model, generator, redraw_buffers)
+        mask_tensors_(named_tensors(pair.dense), structure, kept)
+        _load_cut_(pair.small, pair.dense, plan_of(structure, kept))
+        redrawn = pair.compare([_nonzero_inputs(example, generator) for example in calls], SETTINGS)
         if redrawn.checked:
             break
     else:
@@ -128,6 +161,7 @@ def prove(
         relative=max(own.relative, redrawn.relative),
         checked=("own numbers, " + own.checked[0], *(f"re-drawn numbers, {setting}" for setting in redrawn.checked)),
         skipped=redrawn.skipped,
+        precision=precision.real,
     )
 
 
@@ -138,54 +172,62 @@ class _Compared(NamedTuple):
     skipped: tuple[str, ...]
 
 
-def _compare_settings(
-    reference: nn.Module, candidate: nn.Module, calls: Sequence[Example], settings: Sequence[Setting], seed: int
-) -> _Compared:
-    absolute = relative = 0.0
-    checked: list[str] = []
-    skipped: list[str] = []
-    for wanted in settings:
-        # A batch that the dense model cannot take (one example in training) gives way to the other one.
-        for setting in (wanted, wanted._replace(doubled=not wanted.doubled)):
-            inputs = [_doubled(example) for example in calls] if setting.doubled else list(calls)
-            try:
-                expected = [_outputs(reference, example, setting, seed) for example in inputs]
-            except Exception as error:  # noqa: BLE001 - whatever a user's model raises is the reason to skip
-                skipped.append(f"{setting}: {type(error).__name__}: {error}")
-                continue
-            for example, outputs in zip(inputs, expected, strict=True):
+class _Pair(NamedTuple):
+    """The masked dense model and the small one, both in one precision, and how their draws are seeded."""
+
+    dense: nn.Module
+    small: nn.Module
+    precision: _Precision
+    seed: int
+
+    def compare(self, calls: Sequence[Example], settings: Sequence[Setting]) -> _Compared:
+        """Run both in every setting that the dense one can run, and raise where they differ."""
+        absolute = relative = 0.0
+        checked: list[str] = []
+        skipped: list[str] = []
+        for wanted in settings:
+            # A batch that the dense model cannot take (one example in training) gives way to the other one.
+            for setting in (wanted, wanted._replace(doubled=not wanted.doubled)):
+                inputs = [_doubled(example) for example in calls] if setting.doubled else list(calls)
                 try:
-                    found = _outputs(candidate, example, setting, seed)
-                except Exception as error:
-                    raise CompactionError(
-                        f"in {setting}, the compact model fails where the dense one runs; nothing was changed. "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
-                apart = _differences(outputs, found, str(setting))
-                absolute, relative = max(absolute, apart[0]), max(relative, apart[1])
-            checked.append(str(setting))
-            break
-    return _Compared(absolute, relative, tuple(checked), tuple(skipped))
+                    expected = [self._outputs(self.dense, example, setting) for example in inputs]
+                except Exception as error:  # noqa: BLE001 - whatever a user's model raises is the reason to skip
+                    skipped.append(f"{setting}: {type(error).__name__}: {error}")
+                    continue
+                for example, outputs in zip(inputs, expected, strict=True):
+                    try:
+                        found = self._outputs(self.small, example, setting)
+                    except Exception as error:
+                        raise CompactionError(
+                            f"in {setting}, the compact model fails where the dense one runs; nothing was changed. "
+                            f"{type(error).__name__}: {error}"
+                        ) from error
+                    apart = _differences(outputs, found, str(setting), self.precision)
+                    absolute, relative = max(absolute, apart[0]), max(relative, apart[1])
+                checked.append(str(setting))
+                break
+        return _Compared(absolute, relative, tuple(checked), tuple(skipped))
+
+    def _outputs(self, module: nn.Module, example: Example, setting: Setting) -> list[Tensor]:
+        module.train(setting.training)
+        args, kwargs = _mapped(lambda tensor: tensor.clone(), example)
+        devices = sorted({tensor.device.index for tensor in named_tensors(module).values() if tensor.is_cuda})
+        with (
+            torch.random.fork_rng(devices),
+            torch.set_grad_enabled(setting.grad),
+            _by_default(self.precision.real),
+            _Exact(self.precision),
+        ):
+            torch.manual_seed(self.seed)
+            outputs = tensors_in(module(*args, **kwargs))
+        if not outputs:
+            raise CompactionError("no tensor was found in what the model returns")
+        return [output.detach() for output in outputs]
 
 
-def _outputs(module: nn.Module, example: Example, setting: Setting, seed: int) -> list[Tensor]:
-    module.train(setting.training)
-    args, kwargs = _mapped(lambda tensor: tensor.clone(), example)
-    devices = sorted({tensor.device.index for tensor in named_tensors(module).values() if tensor.is_cuda})
-    with (
-        torch.random.fork_rng(devices),
-        torch.set_grad_enabled(setting.grad),
-        _float64_by_default(),
-        _Exact(),
-    ):
-        torch.manual_seed(seed)
-        outputs = tensors_in(module(*args, **kwargs))
-    if not outputs:
-        raise CompactionError("no tensor was found in what the model returns")
-    return [output.detach() for output in outputs]
-
-
-def _differences(expected: Sequence[Tensor], found: Sequence[Tensor], setting: str) -> tuple[float, float]:
+def _differences(
+    expected: Sequence[Tensor], found: Sequence[Tensor], setting: str, precision: _Precision
+) -> tuple[float, float]:
     """The largest absolute and relative difference."""
     absolute = relative = 0.0
     shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
@@ -199,11 +241,11 @@ def _differences(expected: Sequence[Tensor], found: Sequence[Tensor], setting: s
             continue
         apart, scale = _apart(a, b)
         absolute, relative = max(absolute, apart), max(relative, apart / scale)
-        if not apart <= TOLERANCE * scale:
+        if not apart <= precision.tolerance * scale:
             raise CompactionError(
                 f"in {setting}, output {number} of the compact model differs by {apart:.3g} from the masked model's, "
-                f"whose largest value is {scale:.3g}; at most {TOLERANCE:g} of that is expected. Nothing was changed. "
-                "The trace of this model is wrong somewhere: please report it, with the model and its structure."
+                f"whose largest value is {scale:.3g}; at most {precision.tolerance:g} of that is expected. Nothing was "
+                "changed. The trace of this model is wrong somewhere: please report it, with model and structure."
             )
     return absolute, relative
 
@@ -221,44 +263,39 @@ def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
     return float((a - b).abs().max()), float(a.abs().max()) or 1.0
 
 
-class _Source(NamedTuple):
-    """Where re-drawn numbers come from and go to."""
-
-    model: nn.Module
-    structure: Structure
-    keep: Keep
-    redraw_buffers: bool
-
-
-def _redraw_(reference: nn.Module, candidate: nn.Module, source: _Source, generator: torch.Generator) -> None:
-    """Draw every floating tensor of the dense model anew, into both models, alike wherever tensors are tied."""
-    tensors, first = named_tensors(source.model), first_names(source.model)
-    drawn = {name: _drawn(name, tensors[name], generator) for name in dict.fromkeys(first.values())}
-    if not source.redraw_buffers:
-        buffers = {first[name] for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
-        drawn = {name: _raised(tensors[name].detach()).clone() if name in buffers else t for name, t in drawn.items()}
-    mask_tensors_(drawn, source.structure, source.keep)
-    cuts = {first[name]: dims for name, dims in plan_of(source.structure, source.keep).tensors.items()}
-    small = {name: cut_tensor(tensor, cuts.get(name, {})) for name, tensor in drawn.items()}
-    for module, values in ((reference, drawn), (candidate, small)):
-        for name, tensor in named_tensors(module).items():
-            if name in first and not _overlaps(tensor):
-                value = values[first[name]]
-                if value.shape != tensor.shape:
-                    raise CompactionError(
-                        f"{name} of the compact model has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}; "
-                        "it was not cut from this model by this keep."
-                    )
-                with torch.no_grad():
-                    tensor.copy_(value)
+def _redraw_(dense: nn.Module, model: nn.Module, generator: torch.Generator, redraw_buffers: bool) -> None:
+    """Draw every floating tensor of the dense copy anew, scaled like the model's own."""
+    old, first = named_tensors(model), first_names(model)
+    for name, tensor in named_tensors(dense).items():
+        if first[name] == name and not _overlaps(tensor):
+            source = old[name].detach().to(tensor.dtype)
+            keeps = not redraw_buffers and not isinstance(tensor, nn.Parameter)
+            with torch.no_grad():
+                tensor.copy_(source if keeps else _drawn(name, source, generator))
 
 
-def _drawn(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """New numbers in float64: positive where all were (variances), else normal at a scale that keeps layers alive."""
-    old = _raised(tensor.detach())
+def _load_cut_(small: nn.Module, dense: nn.Module, plan: CutPlan) -> None:
+    """Give the small model the numbers of the dense one, as the plan cuts them."""
+    twin = copied(dense)
+    cut_(twin, plan)
+    values = named_tensors(twin)
+    for name, tensor in named_tensors(small).items():
+        if name not in values or _overlaps(tensor):
+            continue
+        if values[name].shape != tensor.shape:
+            raise CompactionError(
+                f"{name} of the compact model has shape {tuple(tensor.shape)}, expected {tuple(values[name].shape)}: "
+                "it was not cut from this model by this keep."
+            )
+        with torch.no_grad():
+            tensor.copy_(values[name])
+
+
+def _drawn(name: str, old: Tensor, generator: torch.Generator) -> Tensor:
+    """New numbers: positive where all were (variances), else normal at a scale that keeps layers alive."""
     if not (old.is_floating_point() or old.is_complex()):
-        return old.clone()
-    size = math.prod(tensor.shape[1:]) if tensor.dim() > 1 else 4
+        return old
+    size = math.prod(old.shape[1:]) if old.dim() > 1 else 4
     new = torch.randn(old.shape, dtype=old.dtype, generator=generator) / math.sqrt(max(size, 1))
     if old.is_floating_point():
         uniform = torch.rand(old.shape, dtype=old.dtype, generator=generator)
@@ -273,23 +310,11 @@ def _overlaps(tensor: Tensor) -> bool:
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _raised(tensor: Tensor) -> Tensor:
-    return tensor.to(_RAISED.get(tensor.dtype, tensor.dtype))
-
-
-def _raised_(module: M) -> M:
-    return module._apply(_raised)
-
-
 def _mapped(change: Any, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def each(leaf: Any) -> Any:
         return change(leaf) if isinstance(leaf, Tensor) else leaf
 
     return tree_map(each, tuple(example.args)), tree_map(each, dict(example.kwargs))
-
-
-def _raised_inputs(example: Example) -> Example:
-    return Example(*_mapped(lambda tensor: _raised(tensor.detach()), example))
 
 
 def _nonzero_inputs(example: Example, generator: torch.Generator) -> Example:
@@ -316,22 +341,26 @@ def _has_batch(leaf: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _float64_by_default() -> Iterator[None]:
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
 
 
-class _Exact(TorchDispatchMode):
-    """Raises every cast to a lower precision to float64 and turns dropout off, whoever asks for it."""
+class _Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises every cast to a lower precision and turns dropout off, whoever asks for it."""
+
+    def __init__(self, precision: _Precision) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.precision = precision
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in _RAISED:
-            kwargs["dtype"] = _RAISED[kwargs["dtype"]]
+        if "dtype" in kwargs:
+            kwargs["dtype"] = self.precision.raised.get(kwargs["dtype"], kwargs["dtype"])
         if func.overloadpacket is torch.ops.aten.bernoulli_:
             return args[0].fill_(1)
         if func.overloadpacket is torch.ops.aten.bernoulli:
