@@ -55,6 +55,9 @@ class DifferentiableSparsification(Method):
     closed units alone. In the competitive form margins are measured in uniform shares 1/n. The infinite slope of
     ``a^p`` at 0 is held from z = 0.01 down.
 
+    The scale of gate times weight is free, so that a unit whose weights have gone to 0 can keep a large share of the
+    competitive form: give the weights (not the gates) some weight decay.
+
     Guards: the threshold counts at most as 90% of the largest share of its group, so that the largest unit always
     stays and nothing is divided by 0; beta is brought back there after each step. The start is jittered, for the
     penalty's gradient is exactly 0 at uniform alpha.
@@ -190,7 +193,8 @@ class DifferentiableSparsification(Method):
         alpha = params["alpha"]
         relative = alpha - layout.spread(layout.amax(alpha))  # the logarithm of the share itself would underflow
         _, threshold = self._shares(params, layout)
-        return relative - layout.spread((threshold * layout.sum(relative.exp()) / layout.counts).log())
+        cut = threshold * layout.sum(relative.exp()) / layout.counts
+        return relative - layout.spread(cut.clamp(min=torch.finfo(alpha.dtype).tiny).log())
 
     def constrain_(self, params: Params, layout: Layout) -> None:
         """Bring beta to where the largest unit of its group stays open."""

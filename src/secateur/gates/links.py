@@ -195,5 +195,6 @@ def _check(function: Callable[[Tensor], Tensor], where: str) -> None:
         )
     if bool((values.diff() < -_ROUNDING).any()):
         raise GateError(f"{where} decreases at t = {t[int(values.diff().argmin())].item():.4g}; expected to increase")
-    if not torch.allclose(function(t[:7]), values[:7]):
+    part = slice(_STEPS // 3, _STEPS // 3 + 7)
+    if not torch.allclose(function(t[part]), values[part]):
         raise GateError(f"{where} does not act element by element: a part of its input gives other values")

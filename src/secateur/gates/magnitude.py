@@ -122,18 +122,17 @@ class Magnitude(Method):
         share = self.share_closed(params)
         rank = layout.rank(norms)
         if self.scope == "group":
-            return (rank >= layout.spread((share * layout.counts).long())).to(norms.dtype)
+            return (rank >= layout.spread(_whole(share * layout.counts))).to(norms.dtype)
         largest = rank == layout.spread(layout.counts) - 1
         ordered = torch.empty_like(rank)
         order = norms.masked_fill(largest, torch.inf).argsort(stable=True)
         ordered[order] = torch.arange(layout.total, device=norms.device)
-        return (largest | (ordered >= (share * layout.total).long())).to(norms.dtype)
+        return (largest | (ordered >= _whole(share * layout.total))).to(norms.dtype)
 
     def share_closed(self, params: Params) -> Tensor:
         """Share of units that are closed now, a scalar in [0, final_closed]."""
         progress = ((params["step"] - self.start).double() / self.steps).clamp(0.0, 1.0)
-        # Rounding must not lose a unit where the share times the size is a whole number.
-        return self.final_closed * (1.0 - (1.0 - progress) ** CUBIC) + 1e-9
+        return self.final_closed * (1.0 - (1.0 - progress) ** CUBIC)
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The gates; no gradient."""
@@ -157,3 +156,8 @@ class Magnitude(Method):
     def constrain_(self, params: Params, layout: Layout) -> None:
         """One step on."""
         params["step"].add_(1)
+
+
+def _whole(count: Tensor) -> Tensor:
+    """The floor, where rounding does not lose a unit of a product that is a whole number."""
+    return (count + 1e-9).long()
