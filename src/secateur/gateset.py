@@ -46,7 +46,7 @@ class Norms(nn.Module):
         entries = [
             (member.tensor, member.dim, member.index, start)
             for group, start in zip(groups, self.layout.offsets, strict=True)
-            for member in group.consumers
+            for member in group.gated
         ]
         self.tensors: tuple[str, ...] = tuple(tensor for tensor, *_ in entries)
         self.dims: tuple[int, ...] = tuple(dim for _, dim, *_ in entries)

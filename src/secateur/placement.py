@@ -116,7 +116,7 @@ def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> d
     layers: dict[tuple[str, int], list[Map]] = defaultdict(list)
     start = 0
     for group in groups:
-        for member in group.consumers:
+        for member in group.gated:
             _lay(layers[member.tensor, member.dim], member.index, start, total, shapes[member.tensor][member.dim])
         start += group.size
     maps: dict[str, dict[int, Map]] = defaultdict(dict)

@@ -135,7 +135,7 @@ class Units:
         gated = {(group.members[0].tensor, group.members[0].dim): starts[group.name] for group in fine}
         read, inputs = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for group, start in zip(self.structure.groups, offsets, strict=False):
-            if all((member.tensor, member.dim) in gated for member in group.consumers):
+            if not group.at_producers and all((m.tensor, m.dim) in gated for m in group.consumers):
                 for member in group.consumers:
                     read.append(np.repeat(np.arange(start, start + group.size), member.index.shape[1]))
                     inputs.append(gated[member.tensor, member.dim] + member.index.reshape(-1))

@@ -169,7 +169,8 @@ def cut_tensor(tensor: torch.Tensor, cuts: Cuts) -> torch.Tensor:
 
 
 def _rescaled(tensor: torch.Tensor, factor: float, offset: float) -> torch.Tensor:
-    return tensor if factor == 1.0 else (tensor + offset) * factor - offset
+    # Through float64, so that what is stored is rounded once.
+    return tensor if factor == 1.0 else ((tensor.double() + offset) * factor - offset).to(tensor.dtype)
 
 
 def _both(

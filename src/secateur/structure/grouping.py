@@ -99,7 +99,9 @@ def group_units(
 
     member_ids = ids[group_of[component[ids]] >= 0]
     norm_weights = frozenset(sites.aliases.get(norm.weight, norm.weight) for norm in norms.values())
-    groups = _groups(member_ids, component, group_of, unit_of, site_of, sites, consumer_ids, carrier_ids, norm_weights)
+    at = component[member_ids]
+    marks = _Marks(consumer_ids, carrier_ids, norm_weights)
+    groups = _groups(member_ids, group_of[at], unit_of[at], sites, marks)
     axes = _Axes(component, group_of, [group.size for group in groups])
     param_terms = tuple(
         axes.term(1.0, [sites.ids(s) for s in _sites_of(sites, name)], name, sites.shapes[name])
@@ -159,18 +161,29 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
 
 
+@dataclass(frozen=True)
+class _Marks:
+    """What the rules said of single ids.
+
+    Args:
+        consumer: a contraction reads it.
+        carrier: it carries its unit onward.
+        norm_weights: tensors that are the weight of an RMSNorm.
+    """
+
+    consumer: NDArray[np.bool_]
+    carrier: NDArray[np.bool_]
+    norm_weights: frozenset[str]
+
+
 def _groups(
     ids: NDArray[np.int64],
-    component: NDArray[np.int64],
-    group_of: NDArray[np.int64],
-    unit_of: NDArray[np.int64],
-    site_of: NDArray[np.int64],
+    group: NDArray[np.int64],
+    unit: NDArray[np.int64],
     sites: Sites,
-    consumer_ids: NDArray[np.bool_],
-    carrier_ids: NDArray[np.bool_],
-    norm_weights: frozenset[str],
+    marks: _Marks,
 ) -> list[Group]:
-    group, unit, site = group_of[component[ids]], unit_of[component[ids]], site_of[ids]
+    site = sites.of_id(ids)
     order = np.lexsort((ids, unit, site, group))
     ids, group, unit, site = ids[order], group[order], unit[order], site[order]
     cuts = np.flatnonzero(np.diff(group) | np.diff(site)) + 1
@@ -187,9 +200,9 @@ def _groups(
                 tensor=sites.tensors[s],
                 dim=sites.dims[s],
                 index=index,
-                consumer=bool(consumer_ids[ids[part]].all()),
-                carrier=bool(carrier_ids[ids[part]].any()) or not consumer_ids[ids[part]].any(),
-                rescaled=sites.tensors[s] in norm_weights,
+                consumer=bool(marks.consumer[ids[part]].all()),
+                carrier=bool(marks.carrier[ids[part]].any()) or not marks.consumer[ids[part]].any(),
+                rescaled=sites.tensors[s] in marks.norm_weights,
             )
         )
     names: dict[str, int] = {}

@@ -301,6 +301,10 @@ def _length(axis: Axis, groups: tuple[Group, ...], keep: Keep) -> int:
     )
 
 
+def _times(multiplicity: int) -> str:
+    return f"x{multiplicity}" if multiplicity > 1 else ""
+
+
 def _count(frozen: Frozen) -> str:
     return "the one position" if frozen.count == 1 else f"{frozen.count} positions: each"
 
@@ -323,8 +327,7 @@ def describe(structure: Structure) -> str:
     for group in structure.groups:
         fewer = structure.cost({group.name: torch.arange(group.size - 1)})
         members = ", ".join(
-            f"{m.tensor}[{m.dim}]{f'x{m.index.shape[1]}' if m.index.shape[1] > 1 else ''}{'*' if m in group.gated else ''}"
-            for m in group.members[:6]
+            f"{m.tensor}[{m.dim}]{_times(m.index.shape[1])}{'*' if m in group.gated else ''}" for m in group.members[:6]
         )
         more = f", and {len(group.members) - 6} more" if len(group.members) > 6 else ""
         lines.append(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -95,7 +96,7 @@ def _formula(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -
 
 
 @functools.cache
-def _operator() -> torch.library.CustomOpDef:
+def _operator() -> Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]:
     """The operator, defined at its first use: importing the package adds nothing to torch."""
 
     def compute(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
@@ -106,18 +107,17 @@ def _operator() -> torch.library.CustomOpDef:
 
     operator = torch.library.custom_op("secateur::rms_norm", compute, mutates_args=())
     operator.register_fake(shape)
-    return operator
+    return cast("Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]", operator)
 
 
 def as_one_operator(model: nn.Module, norms: Mapping[str, RmsNorm]) -> None:
     """Let the RMSNorms of a (copied) model run as the operator ``secateur::rms_norm``, in place."""
     for path, norm in norms.items():
         module = model.get_submodule(path)
-        module.forward = functools.partial(  # type: ignore[method-assign]
+        module.forward = functools.partial(
             _forward, module, norm.weight.rpartition(".")[2], norm.eps.rpartition(".")[2], norm.offset
         )
 
 
 def _forward(module: nn.Module, weight: str, eps: str, offset: float, x: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = _operator()(x, getattr(module, weight), float(getattr(module, eps)), offset)
-    return out
+    return _operator()(x, getattr(module, weight), float(getattr(module, eps)), offset)

@@ -23,7 +23,22 @@ from secateur.structure.norms import RmsNorm, as_one_operator
 from secateur.structure.record import Entry, Recorder, tensors_in, watch
 from secateur.structure.tensors import first_names, named_tensors
 
-__all__ = ["Run", "RunFailure", "run"]
+__all__ = ["Run", "RunFailure", "Setting", "run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """How a model is run.
+
+    Args:
+        example: its inputs.
+        training: its mode.
+        fake: whether on fake tensors.
+    """
+
+    example: Example
+    training: bool
+    fake: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +74,11 @@ class RunFailure(Exception):  # noqa: N818 - what failed is the user's model, no
 
 def run(
     model: nn.Module,
-    example: Example,
+    setting: Setting,
     labels: Mapping[str, Label],
     coupling: Coupling,
     norms: Mapping[str, RmsNorm],
     *,
-    training: bool,
-    fake: bool,
     prepare: Callable[[nn.Module], None] | None = None,
     on_entry: Callable[[int, Entry], None] | None = None,
 ) -> Run:
@@ -73,12 +86,10 @@ def run(
 
     Args:
         model: any module; only a copy runs.
-        example: its inputs.
+        setting: its inputs and mode.
         labels: label of each parameter and buffer, after ``prepare``.
         coupling: where the rules write.
         norms: its RMSNorm layers.
-        training: the mode.
-        fake: whether on fake tensors.
         prepare: changes the copy before it runs (the trial cuts it).
         on_entry: called with each recorded operator; may raise to end the run.
 
@@ -87,11 +98,11 @@ def run(
         TraceError: the model cannot be copied.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    twin = _copied(model, mode if fake else None)
+    twin = _copied(model, mode if setting.fake else None)
     if prepare is not None:
         prepare(twin)
     as_one_operator(twin, norms)
-    twin.train(training)
+    twin.train(setting.training)
     recorder = Recorder(coupling, on_entry=on_entry)
     everywhere = named_tensors(twin)
     tensors = {name: everywhere[name] for name, first in first_names(twin).items() if name == first}
@@ -99,7 +110,7 @@ def run(
         if tensor.is_floating_point():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
         recorder.set_label(tensor, labels[name])
-    convert: Callable[[Any], Any] = mode.from_tensor if fake else torch.clone
+    convert: Callable[[Any], Any] = mode.from_tensor if setting.fake else torch.clone
 
     def give(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -108,11 +119,11 @@ def run(
         recorder.set_label(made, Label(tuple(made.shape), data=True))
         return made
 
-    args, kwargs = tree_map(give, tuple(example.args)), tree_map(give, dict(example.kwargs))
+    args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
     with watch(twin, recorder):
         try:
-            if fake:
+            if setting.fake:
                 with mode, recorder:
                     out = twin(*args, **kwargs)
             else:

@@ -22,7 +22,7 @@ from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.grouping import group_units
 from secateur.structure.groups import Structure
 from secateur.structure.norms import RmsNorm, find_rms_norms
-from secateur.structure.runs import Run, RunFailure, run
+from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
 from secateur.structure.trial import Recorded, Trial
 
@@ -101,12 +101,14 @@ def _record(
             coupling.count_products = position == 0 and not training
             try:
                 try:
-                    one = run(model, example, labels, coupling, norms, training=training, fake=fake)
+                    setting = Setting(example, training, fake)
+                    one = run(model, setting, labels, coupling, norms)
                 except RunFailure as failure:
                     if not fake or (training and recorded) or _on_meta(model):
                         raise
                     fake = False
-                    one = run(model, example, labels, coupling, norms, training=training, fake=False)
+                    setting = Setting(example, training, fake)
+                    one = run(model, setting, labels, coupling, norms)
                     notes.append(
                         "the model does not run on fake tensors, so it was traced on the examples themselves, and "
                         f"another path for other values is not covered ({type(failure.error).__name__})"
@@ -119,7 +121,7 @@ def _record(
                     "only evaluation mode is covered"
                 )
                 continue
-            recorded.append(Recorded(example, one, training, fake))
+            recorded.append(Recorded(setting, one))
     return recorded, tuple(dict.fromkeys(notes))
 
 

@@ -18,13 +18,12 @@ from torch import nn
 
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.cut import cut_
-from secateur.structure.example import Example
 from secateur.structure.grouping import Grouping
 from secateur.structure.groups import Keep
 from secateur.structure.ids import Factor, Ids, Label, first_slice
 from secateur.structure.norms import RmsNorm
 from secateur.structure.record import Entry
-from secateur.structure.runs import Run, RunFailure, run
+from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
 
 __all__ = ["Deviation", "Recorded", "Trial", "uneven_keep"]
@@ -35,16 +34,12 @@ class Recorded:
     """A dense run and how to repeat it.
 
     Args:
-        example: its inputs.
+        setting: its inputs and mode.
         run: what it did.
-        training: its mode.
-        fake: whether it ran on fake tensors.
     """
 
-    example: Example
+    setting: Setting
     run: Run
-    training: bool
-    fake: bool
 
 
 @dataclass(frozen=True)
@@ -134,12 +129,10 @@ class Trial:
             try:
                 run(
                     self._model,
-                    one.example,
+                    one.setting,
                     self._labels,
                     Coupling(recording=False),
                     self._norms,
-                    training=one.training,
-                    fake=one.fake,
                     prepare=lambda twin: cut_(twin, plan),
                     on_entry=compare,
                 )
@@ -159,9 +152,7 @@ class Trial:
         """
         dense = self._recorded[deviation.at[0]].run.entries
         entry = dense[deviation.at[1]]
-        blamed = {
-            group: deviation.freeze for group in self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels]))
-        }
+        blamed = dict.fromkeys(self._grouping.groups_in(_ids_of([*entry.inputs, *entry.labels])), deviation.freeze)
         for twin in self._same_step(dense, deviation.at[1]):
             for group in self._grouping.groups_in(_ids_of([*twin.inputs, *twin.labels])):
                 blamed.setdefault(group, replace(deviation.freeze, module=twin.module))

@@ -16,8 +16,7 @@ __all__ = ["meet", "pointwise"]
 
 #: Operators that map 0 in a weight to 0 in their result, whatever their other (not data) operands are.
 _ZERO_TO_ZERO = frozenset(
-    "mul div neg abs relu tanh sign erf sin sinh asinh atan _to_copy clone detach alias lift_fresh "
-    "positive view_as_real view_as_complex leaky_relu silu gelu hardtanh square trunc".split()
+    ["mul", "div", "neg", "abs", "relu", "tanh", "sign", "erf", "sin", "sinh", "asinh", "atan", "_to_copy", "clone", "detach", "alias", "lift_fresh", "positive", "view_as_real", "view_as_complex", "leaky_relu", "silu", "gelu", "square", "trunc"]
 )
 #: Operators whose result is 0 where their first operand is.
 _ZERO_AT_ZERO = _ZERO_TO_ZERO - {"mul"} | {"native_dropout", "contiguous"}
