@@ -302,3 +302,18 @@ def test_a_wrong_member_is_found():
     wrong = replace(structure, groups=(replace(group, members=swapped),))
     with pytest.raises(CompactionError, match="please report it"):
         compact(net, wrong, KEEP, examples=(X,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rescaled_weights_may_be_rounded_in_their_own_dtype_but_not_be_wrong(dtype):
+    net = nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6, eps=1e-5), nn.Linear(6, 3)).to(dtype)
+    x = torch.randn(2, 4, dtype=dtype)
+    structure = trace(net, (x,))
+    keep = {"0": torch.tensor([1, 2])}
+    small = compact(net, structure, keep)
+    proof = prove(net, small, structure, keep, (x,))
+    assert proof.redrawn < 1e-13
+    assert proof.relative < 16 * torch.finfo(dtype).eps
+    small[1].eps = 1e-5
+    with pytest.raises(CompactionError, match="differs"):
+        prove(net, small, structure, keep, (x,))

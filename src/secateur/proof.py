@@ -34,6 +34,8 @@ M = TypeVar("M", bound=nn.Module)
 TOLERANCE = 1e-8
 #: The same where a model has operators that do not run in float64, and is compared in float32.
 TOLERANCE_FLOAT32 = 1e-3
+#: Units in the last place of a rescaled weight's own dtype that its rounding may move an output by (RMSNorm).
+N_ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Proof:
     Args:
         difference: largest absolute difference of any output, with the models' own numbers.
         redrawn: the same with every floating parameter and buffer drawn anew.
-        relative: the largest of both kinds relative to the largest value of its output; at most `TOLERANCE`.
+        relative: the largest of both kinds relative to the largest value of its output; at most `TOLERANCE`, but with
+            the model's own numbers at most what their rounding explains where the cut rescales weights.
         checked: the settings that were compared.
         skipped: those that the dense model itself cannot run, each with its error.
         precision: in which all of it was computed: ``torch.float64``, or ``torch.float32`` for a model with operators
@@ -134,10 +137,12 @@ def prove(
     kept = checked_keep(structure, keep)
     if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
         return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
+    plan = plan_of(structure, kept)
     for precision in _PRECISIONS:
         calls = tuple(precision.inputs(example) for example in as_examples(examples))
         pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(copied(small)), precision, seed)
-        own = pair.compare(calls, SETTINGS[:1])
+        rounded = precision._replace(tolerance=max(precision.tolerance, N_ROUNDINGS * _rounding(model, plan)))
+        own = pair._replace(precision=rounded).compare(calls, SETTINGS[:1])
         if own.checked:
             break
     else:
@@ -149,7 +154,7 @@ def prove(
         generator = torch.Generator().manual_seed(seed)
         _redraw_(pair.dense, model, generator, redraw_buffers)
         mask_tensors_(named_tensors(pair.dense), structure, kept)
-        _load_cut_(pair.small, pair.dense, plan_of(structure, kept))
+        _load_cut_(pair.small, pair.dense, plan)
         redrawn = pair.compare([_nonzero_inputs(example, generator) for example in calls], SETTINGS)
         if redrawn.checked:
             break
@@ -163,6 +168,13 @@ def prove(
         skipped=redrawn.skipped,
         precision=precision.real,
     )
+
+
+def _rounding(model: nn.Module, plan: CutPlan) -> float:
+    """The coarsest relative rounding of the weights that the plan rescales."""
+    tensors = named_tensors(model)
+    scaled = [tensors[name].dtype for name, (factor, _) in plan.rescales.items() if factor != 1.0]
+    return max((torch.finfo(dtype).eps for dtype in scaled), default=0.0)
 
 
 class _Compared(NamedTuple):

@@ -169,10 +169,25 @@ def test_recurrent_layers_learn_of_their_new_weights():
 
 
 def test_a_plan_survives_json():
-    plan = CutPlan({"a": {0: (1, 2), 1: (1, 2)}}, {"n": 3, "shape": (2, 2)}, {"b": (1, 2)}, {"a": (3, 3)})
+    plan = CutPlan(
+        tensors={"a": {0: (1, 2), 1: (1, 2)}},
+        attributes={"n": 3, "shape": (2, 2), "eps": 1e-5},
+        selects={"b": (1, 2)},
+        dense={"a": (3, 3)},
+        rescales={"a": (1.5, 1.0)},
+    )
     data = json.loads(json.dumps(plan.to_json()))
     assert data["positions"] == [[1, 2]]
     assert CutPlan.from_json(data) == plan
+
+
+def test_a_rescaled_weight_is_rounded_once():
+    norm = nn.RMSNorm(4).to(torch.bfloat16)
+    nn.init.normal_(norm.weight)
+    old, factor = norm.weight.double(), 2**0.5
+    cut_(norm, CutPlan({"weight": {0: (1, 3)}}, {"eps": 0.5}, rescales={"weight": (factor, 1.0)}))
+    assert torch.equal(norm.weight, ((old[[1, 3]] + 1) * factor - 1).bfloat16())
+    assert norm.eps == 0.5
 
 
 @pytest.mark.parametrize("data", [{}, {"positions": 3}, {**CutPlan().to_json(), "tensors": {"a": {"0": 7}}}, []])
