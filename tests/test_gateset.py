@@ -18,7 +18,7 @@ def test_norms_are_those_of_the_slices_that_gates_multiply() -> None:
     for group in conv_structure().groups:
         for unit in range(group.size):
             total = torch.zeros((), dtype=DTYPE)
-            for member in group.consumers:
+            for member in group.gated:
                 owner = net.get_submodule(member.tensor.rpartition(".")[0])
                 slices = owner.parametrizations.weight.original.index_select(
                     member.dim, torch.from_numpy(member.index[unit])

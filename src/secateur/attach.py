@@ -138,7 +138,7 @@ def _made(
     gates: list[Gate] = []
     norms: list[Norms | None] = []
     for one in chosen:
-        weight = tensors[one.groups[0].consumers[0].tensor]
+        weight = tensors[one.groups[0].gated[0].tensor]
         dtype = torch.promote_types(weight.dtype, torch.float32)
         norm = Norms(one.groups).to(weight.device) if one.method.uses_norms else None
         start = None

@@ -35,7 +35,8 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
     other gates keep their draw in the second pass: the estimate is then exact in the mean given that draw.
 
     Where score-function gates are present, all forward passes of the closure share one draw, for the loss is a function
-    of that draw alone; otherwise each root forward makes its own.
+    of that draw alone; otherwise each root forward makes its own. In evaluation mode gates are constants, and the
+    closure's loss is all there is.
 
     Args:
         model: gated.
@@ -49,7 +50,7 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
     live = live_of(gates)
     before = _Before(model, live)
     try:
-        if gates.estimators == {"pathwise"}:
+        if not gates.training or gates.estimators == {"pathwise"}:
             return _checked(closure())
         draw = Draw.make(gates, live.generator)
         with live.hold(draw):
