@@ -81,7 +81,7 @@ def misfits(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[st
 def dimension_order(tensor: torch.Tensor) -> tuple[int, ...]:
     """The dimensions from the slowest to the fastest in memory; ``(0, 2, 3, 1)`` is ``channels_last``."""
     # Where strides tie, a dimension of size 1 is the faster one: so torch lays out (O, 1, 3, 3) in both its formats.
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), tensor.shape[dim] == 1)))
+    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], tensor.shape[dim] == 1)))
 
 
 def in_order(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
