@@ -405,24 +405,3 @@ def test_a_gate_made_in_inference_mode_can_be_trained():
     gate = Gate(DifferentiableSparsification(), layout)
     gate.sample(None)[0].backward()
     assert gate.alpha.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_are_made_by_name(name):
-    method = method_from_name(name)
-    assert method.name == name
-    json.dumps(method.settings())
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "match"),
-    [
-        ("hard_concrete", {}, "expected one of 'hard-concrete', 'arm', 'ar', 'diffprune', 'diff-sparse', 'magnitude'"),
-        ("arm", {"beta": 1.0}, r"unknown settings \['beta'\]; expected some of init_open, estimator, link"),
-        ("ar", {"estimator": "arm"}, "its settings make 'arm'"),
-        ("hard-concrete", {"beta": -1.0}, "beta is -1.0, expected a number in"),
-    ],
-)
-def test_impossible_names_and_settings_are_refused(name, settings, match):
-    with pytest.raises(GateError, match=match):
-        method_from_name(name, **settings)
