@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from secateur.budget import Budget, Penalty
 from secateur.costs import CostModel
@@ -126,6 +127,11 @@ def _check(model: nn.Module) -> None:
             raise GateError(f"model: a {type(model).__name__} cannot take gates; {advice[kind.__name__]}")
     if any(isinstance(module, GateSet) for module in model.modules()):
         raise GateError("model: it is gated already; call detach() of its pruner first")
+    if parametrized := [path or "the model" for path, module in model.named_modules() if is_parametrized(module)]:
+        raise GateError(
+            f"model: {listed(parametrized)} has parametrizations (weight norm, spectral norm or others), and a weight"
+            " that is computed cannot be cut; call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise GateError("model: it has lazy parameters without a shape; run it once first")
 

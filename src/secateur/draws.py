@@ -244,13 +244,14 @@ def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Forward pre-hook of the root: a new draw for a new training forward."""
     gates = gates_of(root)
     live = live_of(gates)
-    if _in_backward():
+    if _in_backward() or live.override is not None:
+        return
+    if not gates.training:
+        live.fixed = _stamp(gates), extended(gates.fixed())
         return
     if live.remember and live.example is None:
         live.example = _noted(args, kwargs)
-    if not gates.training:
-        live.fixed = _stamp(gates), extended(gates.fixed())
-    elif not live.held:
+    if not live.held:
         live.draw, live.replay = Draw.make(gates, live.generator), None
 
 

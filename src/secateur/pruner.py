@@ -244,9 +244,10 @@ class Pruner:
         if state.get("version") != STATE_VERSION:
             raise GateError(f"pruner state of version {state.get('version')!r}, expected {STATE_VERSION}")
         if (state["controller"] is None) != (self._controller is None):
-            has, lacks = ("no ", "a ") if state["controller"] is None else ("a ", "no ")
+            saved, here = ("without", "with") if state["controller"] is None else ("with", "without")
             raise GateError(
-                f"the pruner state has {has}budget or penalty, this pruner has {lacks}one; attach with the same"
+                f"the pruner state was saved {saved} a budget or penalty, and this pruner was attached {here} one;"
+                " attach with the same arguments as the run that saved it"
             )
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
