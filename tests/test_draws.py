@@ -124,6 +124,7 @@ def checkpointed(use_reentrant: bool | None, method: Method) -> tuple[Checkpoint
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{type(method).__name__}")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_equals_plain(use_reentrant: bool, method: Method) -> None:
     found = []
@@ -135,6 +136,7 @@ def test_checkpointing_equals_plain(use_reentrant: bool, method: Method) -> None
     same(*found)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_a_checkpointed_root_repeats_its_draw(use_reentrant: bool) -> None:
     found = []
@@ -147,6 +149,7 @@ def test_a_checkpointed_root_repeats_its_draw(use_reentrant: bool) -> None:
     same(*found)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_several_forwards_before_one_backward_each_repeat_their_own_draw(use_reentrant: bool) -> None:
     found = []
@@ -164,6 +167,7 @@ def test_several_forwards_before_one_backward_each_repeat_their_own_draw(use_ree
     same(*found)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_backwards_in_another_order_repeat_the_right_draws(use_reentrant: bool) -> None:
     found = []

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.gated import DTYPE, ConvNet, conv_net, conv_structure, gate, images, mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from secateur.draws import GATES, gates_of, live_of
 from secateur.errors import GateError
@@ -201,6 +202,38 @@ def test_several_forwards_in_a_closure_share_one_score_function_draw() -> None:
     assert live_of(gates).draw is seen[0]
     task_loss(net, closure)
     assert live_of(gates).draw is not seen[0]
+
+
+def test_a_closure_that_never_calls_the_model_itself_gets_a_new_draw_each_time() -> None:
+    net, gates = mlp()
+    h = torch.rand(4, 6, dtype=DTYPE)
+    draws = []
+    for _ in range(2):
+        task_loss(net, lambda: net.fc2(h).sum() + net.fc2(-h).square().sum()).backward()
+        draws.append(live_of(gates).draw)
+    assert draws[0] is not draws[1]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_equals_plain(estimator: str, use_reentrant: bool) -> None:
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(4)
+        net, _ = conv_net(method(estimator), dropout=0.5)
+        x = images()
+
+        def closure(net: ConvNet = net, x: Tensor = x, recompute: bool = recompute) -> Tensor:
+            h = net.features(x)
+            for part in (net.middle, net.head):
+                h = checkpoint(part, h, use_reentrant=use_reentrant) if recompute else part(h)
+            return h.square().mean()
+
+        task_loss(net, closure).backward()
+        found.append({n: p.grad for n, p in net.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-14)
 
 
 BAD = {

@@ -87,9 +87,9 @@ def test_states_that_do_not_fit_are_refused() -> None:
     _, pressed, _ = made(penalty=sc.Penalty(0.1, unit="density"))
     with pytest.raises(GateError, match="version None, expected 1"):
         plain.load_state_dict({})
-    with pytest.raises(GateError, match="saved with a budget .* attached without"):
+    with pytest.raises(GateError, match=r"saved with a budget .* attached without"):
         plain.load_state_dict(pressed.state_dict())
-    with pytest.raises(GateError, match="saved without a budget .* attached with"):
+    with pytest.raises(GateError, match=r"saved without a budget .* attached with"):
         pressed.load_state_dict(plain.state_dict())
 
 

@@ -35,8 +35,8 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
     other gates keep their draw in the second pass: the estimate is then exact in the mean given that draw.
 
     Where score-function gates are present, all forward passes of the closure share one draw, for the loss is a function
-    of that draw alone; otherwise each root forward makes its own. In evaluation mode gates are constants, and the
-    closure's loss is all there is.
+    of that draw alone; otherwise each root forward makes its own, and a closure that calls only parts of the model one
+    for all of them. In evaluation mode gates are constants, and the closure's loss is all there is.
 
     Args:
         model: gated.
@@ -51,6 +51,8 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
     before = _Before(model, live)
     try:
         if not gates.training or gates.estimators == {"pathwise"}:
+            if not live.held:
+                live.draw = live.replay = None  # a closure that never calls the root still gets a draw of its own
             return _checked(closure())
         draw = Draw.make(gates, live.generator)
         with live.hold(draw):
