@@ -14,6 +14,11 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
+# Files that tests share hold no tests, and some need packages of the extra "zoo": no examples are looked for in them.
+collect_ignore = [
+    str(path) for path in Path(__file__).parent.rglob("*.py") if not path.name.startswith(("test_", "conftest"))
+]
+
 # Kept alive for the whole run: the definitions go with the object.
 _torchvision_operators: list[torch.library.Library] = []
 
