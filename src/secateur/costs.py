@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class _Tables:
         weight: ``(N + 1, K * G)``, product of multiplicities by which a sum over a group enters a block.
         factors: int64 ``(W, M)``, the blocks that each monomial multiplies.
         coefficients: ``(2, M)``, of parameters and of MACs.
+        n_groups: G.
+        highest: K.
     """
 
     segment: Tensor
@@ -52,6 +54,8 @@ class _Tables:
     weight: Tensor
     factors: Tensor
     coefficients: Tensor
+    n_groups: int
+    highest: int
 
     def to(self, device: torch.device) -> _Tables:
         # Devices without float64 count in float32.
@@ -62,6 +66,8 @@ class _Tables:
             self.weight.to(device, real),
             self.factors.to(device),
             self.coefficients.to(device, real),
+            self.n_groups,
+            self.highest,
         )
 
 
@@ -145,27 +151,21 @@ class CostModel:
             ``(2,)``, parameters and MACs.
         """
         self._check_units(prob_open)
-        tables = self._on(prob_open.device)
         dtype = torch.promote_types(prob_open.dtype, torch.float32)
-        chance = prob_open.to(tables.fixed.dtype)
-        sums = _segment_sums(_cumulants(chance, self._highest), tables.segment, len(self.sizes))
-        return _evaluate(tables, sums.flatten()).to(dtype)
+        vector: Tensor = _Expectation.apply(prob_open.to(dtype), self._on(prob_open.device))  # type: ignore[no-untyped-call]
+        return vector
 
-    def counted(self, is_open: Tensor) -> Tensor:
-        """Cost of an exact pattern as a tensor, without waiting for the device; as :meth:`exact`.
+    def slopes(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected parameters and MACs, and how they grow with each unit's chance.
 
         Args:
-            is_open: bool ``(U,)``.
+            prob_open: ``(U,)``.
 
         Returns:
-            float64 ``(2,)``, parameters and MACs, exact below 2^53.
+            ``(2,)`` and ``(2, U)``, without a graph, in the device's widest precision.
         """
-        self._check_units(is_open)
-        tables = self._on(is_open.device)
-        open_units = is_open.to(tables.fixed.dtype).unsqueeze(0)
-        sums = _segment_sums(open_units, tables.segment, len(self.sizes)).clamp(min=1.0)
-        # Without chance every cumulant but the mean is zero.
-        return _evaluate(tables, torch.nn.functional.pad(sums.flatten(), (0, (self._highest - 1) * len(self.sizes))))
+        self._check_units(prob_open)
+        return _evaluate(self._on(prob_open.device), prob_open.detach())
 
     def exact(self, is_open: Tensor) -> Cost:
         """Cost of the model that is left when the closed units are cut out.
@@ -179,9 +179,15 @@ class CostModel:
         return self.count(np.maximum(self.n_open(is_open), 1))
 
     def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
-        """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``."""
-        flat = is_open.detach().to("cpu", torch.bool).numpy()
-        return np.bincount(self.segment.numpy()[flat], minlength=len(self.sizes)).astype(np.int64)
+        """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``. Only these numbers leave a device."""
+        flat = is_open.detach().to(torch.int64)
+        empty = flat.new_zeros(len(self.sizes))
+        counts: NDArray[np.int64] = empty.index_add(0, self.segment_on(flat.device), flat).cpu().numpy()
+        return counts
+
+    def segment_on(self, device: torch.device) -> Tensor:
+        """`segment` on that device."""
+        return self._on(device).segment
 
     def count(self, n_open: Sequence[int] | NDArray[np.int64]) -> Cost:
         """Cost with so many units of each group, ``(G,)`` integers, counted in integers."""
@@ -189,12 +195,21 @@ class CostModel:
         return Cost(int(params), int(macs))
 
     @cached_property
-    def largest_term(self) -> dict[str, str]:
+    def priced(self) -> dict[Kind, NDArray[np.bool_]]:
+        """For each kind the groups whose units cost something, bool ``(G,)``."""
+        slopes = self.slopes(torch.ones(self.total))[1]
+        starts = np.cumsum([0, *self.sizes])[:-1].clip(max=max(self.total - 1, 0))
+        filled = np.asarray(self.sizes) > 0
+        return {kind: (row.numpy()[starts] > 0) & filled for kind, row in zip(KINDS, slopes, strict=True)}
+
+    @cached_property
+    def largest_term(self) -> dict[Kind, str]:
         """For each kind the label of the term that costs most in the least model: what keeps it large."""
         least = self._counting.by_term(np.minimum(np.asarray(self.sizes, dtype=np.int64), 1))
         split = len(self.structure.param_terms)
-        parts = {"params": (self.structure.param_terms, least[:split]), "macs": (self.structure.mac_terms, least[split:])}
-        return {kind: terms[int(np.argmax(cost))].label if terms else "" for kind, (terms, cost) in parts.items()}
+        parts = (self.structure.param_terms, least[:split]), (self.structure.mac_terms, least[split:])
+        labels = (terms[int(np.argmax(cost))].label if terms else "" for terms, cost in parts)
+        return dict(zip(KINDS, labels, strict=True))
 
     def _on(self, device: torch.device) -> _Tables:
         if device not in self._tables:
@@ -228,7 +243,8 @@ class _Counting:
         """Cost of every term, ``(T,)``, with ``n_open`` units of each group, ``(G,)``."""
         sizes = self._fixed.copy()
         np.add.at(sizes, self._axis, self._multiplicity * n_open[self._group])
-        return np.prod(sizes[self._factors], axis=1, initial=1) * self._coefficients
+        products: NDArray[np.int64] = np.prod(sizes[self._factors], axis=1, initial=1)
+        return products * self._coefficients
 
     def __call__(self, n_open: NDArray[np.int64]) -> tuple[int, int]:
         terms = self.by_term(n_open)
@@ -306,37 +322,72 @@ def _tabulate(
         weight=torch.from_numpy(weight),
         factors=torch.tensor(padded, dtype=torch.int64).reshape(-1, width).T.contiguous(),
         coefficients=torch.from_numpy(np.stack([*monomials.values()], axis=1) if monomials else np.zeros((2, 0))),
+        n_groups=len(sizes),
+        highest=highest,
     )
 
 
-def _cumulants(chance: Tensor, highest: int) -> Tensor:
-    """The first cumulants of Bernoulli variables, ``(K, U)``.
+def _cumulants(chance: Tensor, highest: int) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The first cumulants of Bernoulli variables, ``(U,)`` each, and their derivatives in the chance (None for 1).
 
     They are polynomials in the chance p by ``k_1 = p, k_(j+1) = p (1 - p) dk_j/dp`` (an exponential family's).
     """
-    if highest == 1:
-        return chance.unsqueeze(0)
+    rows: list[Tensor] = [chance]
+    slopes: list[Tensor | None] = [None]
     polynomial = np.array([0.0, 1.0])
-    rows = [chance]
     for _ in range(highest - 1):
-        slope = polynomial[1:] * np.arange(1, len(polynomial))
-        polynomial = np.convolve(slope, [0.0, 1.0, -1.0])
-        value = torch.zeros_like(chance)
-        for coefficient in polynomial[::-1]:
-            value = value * chance + float(coefficient)
-        rows.append(value)
-    return torch.stack(rows)
+        polynomial = np.convolve(_derivative(polynomial), [0.0, 1.0, -1.0])
+        rows.append(_horner(polynomial, chance))
+        slopes.append(_horner(_derivative(polynomial), chance))
+    return rows, slopes
 
 
-def _segment_sums(values: Tensor, segment: Tensor, n_groups: int) -> Tensor:
-    """Sums over the units of each group: ``(K, U)`` to ``(K, G)``."""
-    return values.new_zeros(len(values), n_groups).index_add(1, segment, values)
+def _derivative(polynomial: NDArray[np.float64]) -> NDArray[np.float64]:
+    return polynomial[1:] * np.arange(1, len(polynomial))
 
 
-def _evaluate(tables: _Tables, sums: Tensor) -> Tensor:
-    """Group sums ``(K * G,)`` to blocks, to monomials, to parameters and MACs, ``(2,)``."""
+def _horner(polynomial: NDArray[np.float64], at: Tensor) -> Tensor:
+    value = torch.full_like(at, float(polynomial[-1]))
+    for coefficient in polynomial[-2::-1]:
+        value = value * at + float(coefficient)
+    return value
+
+
+def _evaluate(tables: _Tables, prob_open: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs ``(2,)`` and their gradients ``(2, U)``: units to group sums, to blocks, to monomials, and back."""
+    cumulants, derivatives = _cumulants(prob_open.to(tables.fixed.dtype), tables.highest)
+    empty = tables.fixed.new_zeros(tables.n_groups)
+    sums = torch.cat([empty.index_add(0, tables.segment, row) for row in cumulants])
     blocks = torch.addmv(tables.fixed, tables.weight, sums)
-    factors = blocks[tables.factors[0]]
-    for row in tables.factors[1:]:
-        factors = factors * blocks[row]
-    return tables.coefficients @ factors
+    factors = [blocks[row] for row in tables.factors]
+    in_blocks = torch.zeros_like(tables.fixed).expand(2, -1).clone()
+    for row, position in enumerate(tables.factors):
+        others = tables.coefficients
+        for factor in (*factors[:row], *factors[row + 1 :]):
+            others = others * factor
+        in_blocks.index_add_(1, position, others)
+    values = others @ factors[-1]
+    in_sums = (in_blocks @ tables.weight).reshape(2, tables.highest, tables.n_groups)
+    gradients = []
+    for by_order in in_sums:
+        total = by_order[0][tables.segment]
+        for slope, derivative in zip(by_order[1:], derivatives[1:], strict=True):
+            total = torch.addcmul(total, slope[tables.segment], derivative)  # type: ignore[arg-type]
+        gradients.append(total)
+    return values, torch.stack(gradients)
+
+
+class _Expectation(torch.autograd.Function):
+    """`_evaluate` with its own gradient: one pass over the tables serves the value and the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, prob_open: Tensor, tables: _Tables) -> Tensor:
+        values, gradients = _evaluate(tables, prob_open)
+        ctx.save_for_backward(gradients)
+        return values.to(prob_open.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (gradients,) = ctx.saved_tensors
+        return (outer[0].to(gradients.dtype) @ gradients).to(outer[0].dtype), None
