@@ -138,6 +138,8 @@ class Recorder(TorchDispatchMode):
             if factor.ids.ndim > 1:
                 self.coupling.rectangle(factor.ids)
         self._labels[tensor] = label
+        if tensor.layout != torch.strided:
+            return
         storage = tensor.untyped_storage()._cdata
         self._aliases.setdefault(storage, _by_tensor())[tensor] = True
 
