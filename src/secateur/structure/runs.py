@@ -6,7 +6,9 @@ Both the trace and the trial run a model this way; neither touches the model its
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +123,7 @@ def run(
 
     args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
-    with watch(twin, recorder):
+    with watch(twin, recorder), _quiet():
         try:
             if setting.fake:
                 with mode, recorder:
@@ -145,6 +147,17 @@ def run(
     del out, returned, args, kwargs
     escaped = recorder.alive(besides=known) if coupling.recording else []
     return Run(recorder.entries, outputs, escaped, read)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep fake tensors from logging an error that is expected and handled."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:

@@ -107,6 +107,8 @@ def _record(
                     if not fake or (training and recorded) or _on_meta(model):
                         raise
                     fake = False
+                    if coupling.count_products:
+                        coupling.products.clear()
                     setting = Setting(example, training, fake)
                     one = run(model, setting, labels, coupling, norms)
                     notes.append(

@@ -85,7 +85,11 @@ def _carry_rest(c: Coupling, label: Label) -> None:
 def _matrix_product(c: Coupling, left: Label, right: Label, shape: Sequence[int]) -> Label:
     """``(B.., m, k) @ (B.., k, n)`` with the same number of dimensions on both sides."""
     n = len(shape)
-    count_macs(c, (left, range(n)), (right, [n - 1]))
+    if left.factor_at(n - 1) is None:
+        # The weight may have units along the sum where the other side has none, as a first state of zeros.
+        count_macs(c, (left, range(n - 1)), (right, [n - 2, n - 1]))
+    else:
+        count_macs(c, (left, range(n)), (right, [n - 1]))
     rest_left, rest_right = contract(c, left, n - 1, right, n - 2)
     _carry_rest(c, rest_left)
     _carry_rest(c, rest_right)
