@@ -129,7 +129,11 @@ def test_a_scripted_model() -> None:
         ({"gates": [Rule(where="nowhere")]}, GateError, "finds nothing"),
         ({"method": "none"}, GateError, "no gate method"),
         ({"budget": lambda: sc.Budget(keep_params=0.001)}, BudgetError, "."),
-        ({"budget": lambda: sc.Budget(keep_params=0.5), "penalty": lambda: sc.Penalty(1.0)}, GateError, "not both"),
+        (
+            {"budget": lambda: sc.Budget(keep_params=0.5), "penalty": lambda: sc.Penalty(1.0, unit="density")},
+            GateError,
+            "not both",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_leave_the_model_alone(

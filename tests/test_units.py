@@ -59,15 +59,18 @@ def test_kept_units_are_counted_as_cut(flags: list[bool]) -> None:
     assert found.structure.cost(found.keep(is_open)) == CostModel(found.counted).exact(is_open)
 
 
-def test_scores_of_several_rules_are_ranks_and_ungated_units_stay() -> None:
-    found = units()
+def test_scores_of_different_methods_are_ranks_and_what_cannot_flip_is_infinite() -> None:
     scores = torch.cat([torch.linspace(100, 200, 41), torch.linspace(-9, -8, 10)]).double()
-    spread = found.scores(scores)
+    is_open = torch.ones(56, dtype=torch.bool)
+    is_open[2] = False  # the third channel
+    different = units([RULES[0], Rule(where=("stem", "inner"), method="arm")])
+    spread = different.scores(scores, is_open)
     assert spread[10:15].isinf().all()
+    assert spread[15:51].isinf().tolist() == [18 <= position < 27 for position in range(36)]
     assert spread[spread.isfinite()].max() < 1
     assert spread[:4].tolist() == [0.0, 0.1, 0.2, 0.3]
-    alone = units([Rule()])
-    assert torch.equal(alone.scores(scores[:15]), scores[:15])
+    alike = units([RULES[0], Rule(where=("stem", "inner"), init_open=0.3)])
+    assert torch.equal(alike.scores(scores, is_open)[:4], scores[41:45])
 
 
 def test_inputs_that_go_with_their_owner_are_no_flips_of_their_own() -> None:

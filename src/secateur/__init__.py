@@ -1,8 +1,11 @@
 """Secateur trains PyTorch networks to become small: gates, budgets, and exact cutting of what they close."""
 
 from secateur.artifact import load, save
+from secateur.attach import attach
+from secateur.budget import Budget, Penalty
 from secateur.compact import compact, cut_of, mask
 from secateur.errors import BudgetError, CompactionError, GateError, SecateurError, TraceError
+from secateur.finalize import Report
 from secateur.gates import (
     ARM,
     DifferentiableSparsification,
@@ -13,6 +16,7 @@ from secateur.gates import (
     StraightThrough,
     method_from_name,
 )
+from secateur.pruner import Pruner
 from secateur.rule import Rule
 from secateur.structure.cut import CutPlan
 from secateur.structure.example import Example
@@ -23,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ARM",
+    "Budget",
     "BudgetError",
     "CompactionError",
     "Cost",
@@ -38,11 +43,15 @@ __all__ = [
     "Magnitude",
     "Member",
     "Method",
+    "Penalty",
+    "Pruner",
+    "Report",
     "Rule",
     "SecateurError",
     "StraightThrough",
     "Structure",
     "TraceError",
+    "attach",
     "compact",
     "cut_of",
     "load",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.budget import Budget, project
+from secateur.budget import Budget, Controller, PenaltyTerm, project
 from secateur.costs import CostModel
 from secateur.draws import Draw, Live, gates_of, live_of
 from secateur.errors import GateError
@@ -31,6 +31,8 @@ __all__ = ["Pruner"]
 
 #: Version of what `Pruner.state_dict` returns.
 STATE_VERSION = 1
+#: Rounds of projection where inputs have gates: the first meets the budget, the others use what it leaves.
+PROJECTIONS = 4
 
 
 class Pruner:
@@ -41,6 +43,7 @@ class Pruner:
         structure: what can go from it.
         groups: what has gates, in the order of the gates.
         costs: cost as a function of open units.
+        controller: the state of the budget or penalty, for displays (``controller.target``); None without either.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Pruner:
         units: Units,
         costs: CostModel,
         budget: Budget | None,
-        controller: Any,
+        controller: Controller | PenaltyTerm | None,
         examples: tuple[Example, ...],
     ) -> None:
         self.structure = units.structure
@@ -58,7 +61,7 @@ class Pruner:
         self._model: nn.Module | None = model
         self._units = units
         self._budget = budget
-        self._controller = controller
+        self.controller = controller
         self._examples = examples
         self._checked = False
 
@@ -119,7 +122,7 @@ class Pruner:
             GateError: the closure returns no finite scalar; gates, draws, buffers and random states are unchanged then.
         """
         task = task_loss(self.model, closure)
-        pressure = self._pressure()
+        pressure = self._pressure(task.detach() if self.gates.training else None)
         return scale * (task if pressure is None else task + pressure.to(task.device))
 
     def backward(self, closure: Closure, scale: float = 1.0) -> Tensor:
@@ -157,9 +160,11 @@ class Pruner:
             if groups := groups_in_use(list(self.model.parameters())):
                 check_groups(groups, self._trained())
         gates.constrain_()
-        if self._controller is not None:
+        if self.controller is not None:
             with torch.no_grad():
-                self._controller.step(self._units.chances(gates.prob_open()), self._units.open(gates.fixed()))
+                is_open = self._units.open(gates.fixed())
+                scores = self._units.scores(gates.score(), is_open)
+                self.controller.step(self._units.chances(gates.prob_open()), is_open, scores=scores)
 
     def draw(self) -> None:
         """Draw all gates anew, for loops that call parts of the model and never the model itself."""
@@ -185,7 +190,7 @@ class Pruner:
         calls = self._proof_examples(examples)
         before = gates.pinned
         was_open = units.open(gates.fixed()).cpu()
-        is_open = was_open if self._budget is None else self._projected(was_open)
+        is_open = self._projected(was_open)
         fixed = (
             gates.fixed() if torch.equal(is_open, was_open) else gates.fixed_with(units.gates(is_open).to(gates.device))
         )
@@ -232,7 +237,7 @@ class Pruner:
         return {
             "version": STATE_VERSION,
             "generator": self._live().generator.get_state(),
-            "controller": None if self._controller is None else self._controller.state_dict(),
+            "controller": None if self.controller is None else self.controller.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,14 +248,14 @@ class Pruner:
         """
         if state.get("version") != STATE_VERSION:
             raise GateError(f"pruner state of version {state.get('version')!r}, expected {STATE_VERSION}")
-        if (state["controller"] is None) != (self._controller is None):
+        if (state["controller"] is None) != (self.controller is None):
             saved, here = ("without", "with") if state["controller"] is None else ("with", "without")
             raise GateError(
                 f"the pruner state was saved {saved} a budget or penalty, and this pruner was attached {here} one;"
                 " attach with the same arguments as the run that saved it"
             )
-        if self._controller is not None:
-            self._controller.load_state_dict(state["controller"])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
         live = self._live()
         live.generator.set_state(state["generator"].cpu())
         live.draw = live.replay = None
@@ -265,17 +270,23 @@ class Pruner:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.gates.parameters() if parameter.requires_grad]
 
-    def _pressure(self) -> Tensor | None:
-        if self._controller is None:
+    def _pressure(self, task_loss: Tensor | None = None) -> Tensor | None:
+        if self.controller is None:
             return None
-        gates = self.gates
-        return self._controller.loss(self._units.chances(gates.prob_open()), self._units.open(gates.fixed()))
+        return self.controller.loss(self._units.chances(self.gates.prob_open()), task_loss=task_loss)
 
     def _projected(self, was_open: Tensor) -> Tensor:
-        """The pattern within the budget that flips fewest units, consistent: no input open whose owner is closed."""
-        scores = self._units.scores(self.gates.score().cpu())
-        wanted = project(self.costs, scores, was_open, self._budget)
-        return self._units.open(self._units.gates(wanted).float())
+        """The pattern within the budget that flips few units, consistent: no input is open whose owner is closed."""
+        if self._budget is None:
+            return was_open
+        scores, is_open = self.gates.score().cpu(), was_open
+        for _ in range(PROJECTIONS):
+            wanted = project(self.costs, self._units.scores(scores, is_open), is_open, self._budget)
+            # What closes with its owner makes room that the next round fills.
+            before, is_open = is_open, self._units.open(self._units.gates(wanted).float())
+            if torch.equal(is_open, before):
+                break
+        return is_open
 
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:

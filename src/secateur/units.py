@@ -7,13 +7,14 @@ Index conventions: ``Z`` gates of the model in a row, rule by rule; the *extende
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.gates import Layout
+from secateur.gates import Layout, Method
 from secateur.gateset import extended
 from secateur.inputs import owners, with_inputs
 from secateur.rule import Chosen
@@ -46,7 +47,9 @@ class Units:
         gates = Layout(tuple(group.size for group in self.groups))
         units = Layout(tuple(group.size for group in self.counted.groups))
         self.sizes = gates.sizes
-        self.rule_of = np.repeat(np.arange(len(chosen)), [sum(g.size for g in one.groups) for one in chosen])
+        rules = Layout(tuple(sum(group.size for group in one.groups) for one in chosen))
+        self._rules: tuple[slice, ...] = rules.slices
+        self._one_scale = all(_scale(one.method) == _scale(chosen[0].method) for one in chosen)
         #: for each unit the gates that multiply, positions in the extended gates, (2, U)
         sources = np.full((2, units.total), gates.total, dtype=np.int64)
         #: for each gate its unit, (Z,)
@@ -64,6 +67,7 @@ class Units:
             sources[1, starts[group.name] + has] = sources[0, owner[has]]
             owner_of[starts[group.name] + has] = owner[has]
         self._owner_of = torch.from_numpy(owner_of)
+        self._owned = self._owner_of != torch.arange(units.total)
         self._sources = torch.from_numpy(sources)
         self._targets = torch.from_numpy(targets)
         self._read, self._inputs = (torch.from_numpy(part) for part in self._only_inputs(fine, starts, units.offsets))
@@ -91,15 +95,23 @@ class Units:
         """Which gates are open, bool ``(Z,)``, if exactly these units ``(U,)`` are."""
         return is_open.index_select(0, self._targets.to(is_open.device))
 
-    def scores(self, scores: Tensor) -> Tensor:
-        """Order in which units are closed, ``(U,)``, from that of the gates ``(Z,)``: infinite where there is no gate.
+    def scores(self, scores: Tensor, is_open: Tensor) -> Tensor:
+        """Order in which units are closed, ``(U,)``, from that of the gates ``(Z,)``.
 
-        Scores of several rules have no common scale, so their ranks within the rule are compared.
+        Infinite where nothing is to be flipped: units without a gate, and inputs whose owner is closed. Scores of
+        different methods have no common scale, so their ranks within the rule are compared.
+
+        Args:
+            scores: ``(Z,)``, larger stays longer.
+            is_open: bool ``(U,)``, on the same device.
         """
-        if self.rule_of.max(initial=0) > 0:
-            scores = torch.cat([_ranks(scores[torch.from_numpy(part)]) for part in self._rules()])
+        if not self._one_scale:
+            scores = torch.cat([_ranks(scores[part]) for part in self._rules])
         spread = scores.new_full((self._sources.shape[1],), torch.inf)
-        return spread.index_copy(0, self._targets.to(scores.device), scores)
+        spread = spread.index_copy(0, self._targets.to(scores.device), scores)
+        return spread.masked_fill(
+            ~is_open[self._owner_of.to(is_open.device)] & self._owned.to(is_open.device), torch.inf
+        )
 
     def keep(self, is_open: Tensor) -> Keep:
         """Kept units of every structured group that loses some, from bool ``(U,)``."""
@@ -114,8 +126,7 @@ class Units:
     def flips(self, before: Tensor, after: Tensor) -> int:
         """How many units, bool ``(U,)``, were opened or closed; inputs that went with their owner are not counted."""
         flipped = before != after
-        own = self._owner_of == torch.arange(len(self._owner_of))
-        return int((flipped & (own | ~flipped[self._owner_of])).sum())
+        return int((flipped & ~(self._owned & flipped[self._owner_of])).sum())
 
     def by_group(self, is_open: Tensor) -> dict[str, tuple[int, int]]:
         """Open and all units of each counted group, from bool ``(U,)``."""
@@ -124,9 +135,6 @@ class Units:
             found[group.name] = int(is_open[start : start + group.size].sum()), group.size
             start += group.size
         return found
-
-    def _rules(self) -> list[NDArray[np.int64]]:
-        return [np.flatnonzero(self.rule_of == rule) for rule in range(int(self.rule_of.max(initial=0)) + 1)]
 
     def _only_inputs(
         self, fine: Sequence[Group], starts: dict[str, int], offsets: Sequence[int]
@@ -140,6 +148,11 @@ class Units:
                     read.append(np.repeat(np.arange(start, start + group.size), member.index.shape[1]))
                     inputs.append(gated[member.tensor, member.dim] + member.index.reshape(-1))
         return np.concatenate(read), np.concatenate(inputs)
+
+
+def _scale(method: Method) -> dict[str, Any]:
+    """What decides the scale of a method's scores: its settings but the start."""
+    return {name: value for name, value in method.settings().items() if name != "init_open"} | {"name": method.name}
 
 
 def _ranks(scores: Tensor) -> Tensor:
