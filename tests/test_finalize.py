@@ -252,13 +252,51 @@ def test_baking_leaves_the_gated_model_alone() -> None:
 
 
 def test_differences_are_found() -> None:
-    first, second = Mlp().double(), Mlp().double()
-    second.load_state_dict(first.state_dict())
-    examples = [Example((torch.randn(4, 3, dtype=DTYPE),))]
-    assert differences(first, second, examples) == (0.0, 0.0)
+    torch.manual_seed(0)
+    net = Mlp()
+    x = torch.randn(4, 3)
+    pruner = attach(net, structure=mlp_structure(), examples=(x,))
+    units, is_open, calls = pruner._units, torch.ones(6, dtype=torch.bool), [Example((x,))]
+    pin(net, torch.ones(6))
+    small = baked(net)
+    assert differences(net, small, units, is_open, calls) == (0.0, 0.0)
     with torch.no_grad():
-        second.fc2.bias.add_(torch.tensor([0.0, 0.5]))
-    assert differences(first, second, examples) == pytest.approx((0.5, 0.5))
+        small.fc2.bias.add_(torch.tensor([0.0, 0.5]))
+    assert differences(net, small, units, is_open, calls) == pytest.approx((0.5, 0.0))
+    is_open[0] = False  # a unit that is not closed
+    net.eval()
+    wrong = abs(net.fc2.weight[:, 0] * torch.sigmoid(net.fc1(x))[:, :1]).max().item()
+    assert differences(net, small, units, is_open, calls) == pytest.approx((0.5, wrong))
+    assert all(math.isnan(value) for value in differences(net, small, units, is_open, ()))
+
+
+class Stream(nn.Module):
+    """A residual stream that two RMSNorms average over: units must be closed where they arise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first = nn.Linear(3, 6), nn.RMSNorm(6, eps=1e-6)
+        self.up, self.down = nn.Linear(6, 5), nn.Linear(5, 6)
+        self.last, self.out = nn.RMSNorm(6, eps=1e-6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        h = h + self.down(torch.sigmoid(self.up(self.first(h))))
+        return self.out(self.last(h))
+
+
+def test_rescaled_norms_are_exact_in_the_precision_they_are_cut_in() -> None:
+    torch.manual_seed(0)
+    net = Stream()
+    x = torch.randn(4, 3)
+    pruner = attach(net, examples=(x,), method=HardConcrete(init_open=0.5))
+    assert {group.name for group in pruner.groups} == {"embed", "up"}
+    with torch.no_grad():
+        pruner.gates.rules[0].log_alpha.copy_(torch.tensor([-4.0, 4.0, 0.0, 1.0, -4.0, 2.0, 4.0, 4.0, -4.0, 0.5, 1.0]))
+    small, report = pruner.finalize()
+    assert (small.embed.out_features, small.up.out_features) == (4, 4)
+    assert report.difference_float32 <= 1e-6
+    assert report.difference_float64 <= 1e-14
 
 
 def test_a_failed_proof_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.compact import PLAN, compact, cut_of
-from secateur.draws import gates_of, live_of
-from secateur.gateset import extended
+from secateur.draws import gates_of
 from secateur.inputs import CONTRACTED, layer_of
 from secateur.loading import refuse_dense_keys
 from secateur.placement import gated_sites, strip
@@ -42,7 +41,8 @@ class Report:
         flipped: units that the projection opened or closed.
         difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
             small one, in the model's own precision; NaN where there were no example inputs.
-        difference_float64: the same after both were converted to float64; NaN where they do not run in it.
+        difference_float64: the same for the gated model converted to float64 and what is cut from that; NaN where it
+            does not run in it.
         proof: the comparison in float64 with re-drawn numbers, None without example inputs.
         keep: kept units of every structured group, ascending positions; a group that lost all of them keeps its first.
         widths: by group, input groups included, how many units are open and of how many.
@@ -102,13 +102,14 @@ def baked(model: nn.Module) -> nn.Module:
     """
     plain = copy.deepcopy(model)
     folded: dict[int, tuple[Tensor, Tensor]] = {}
-    with torch.no_grad(), live_of(gates_of(plain)).overridden(extended(gates_of(plain).fixed())):
+    with evaluating(plain):
         for site in gated_sites(plain):
             original = site.chain.original
             if id(original) not in folded:
                 folded[id(original)] = original, site.gate(original)
-        strip(plain)
-        refuse_dense_keys(plain)
+    strip(plain)
+    refuse_dense_keys(plain)
+    with torch.no_grad():
         for original, product in folded.values():
             original.copy_(product)
     return plain
@@ -149,14 +150,21 @@ def proved(plain: nn.Module, units: Units, is_open: Tensor, examples: Sequence[E
     return prove(plain, compact(plain, units.structure, keep), units.structure, keep, list(examples))
 
 
-def differences(gated: nn.Module, small: nn.Module, examples: Sequence[Example]) -> tuple[float, float]:
-    """Largest absolute difference of the outputs in evaluation mode: as the models are, and both in float64."""
+def differences(
+    gated: nn.Module, small: nn.Module, units: Units, is_open: Tensor, examples: Sequence[Example]
+) -> tuple[float, float]:
+    """Largest absolute difference of the outputs in evaluation mode: as the models are, and in float64.
+
+    For the latter the gated model is converted and then cut, so that what a cut computes (the rescaled weights of an
+    RMSNorm) is computed in float64 too.
+    """
     if not examples:
         return math.nan, math.nan
     as_is = _difference(gated, small, examples)
+    doubled = copy.deepcopy(gated).double()
+    calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
     try:
-        doubles = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
-        return as_is, _difference(copy.deepcopy(gated).double(), copy.deepcopy(small).double(), doubles)
+        return as_is, _difference(doubled, cut_to(baked(doubled), units, is_open, in_place=True), calls)
     except RuntimeError:  # a model that computes in a precision of its own
         return as_is, math.nan
 

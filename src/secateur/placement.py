@@ -77,7 +77,8 @@ class ConsumerGate(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """``(..., S, ...)`` to the same shape."""
         gates = values(self._gates[0], self.training)
-        if self.exact_in is not None and not self.training and self._gates[0].pinned is not None:
+        drawn = self.training and self._gates[0].training
+        if self.exact_in is not None and not drawn and self._gates[0].pinned is not None:
             return self.product(weight.to(self.exact_in[1]), gates.to(self.exact_in[0])).to(weight.dtype)
         return self.product(weight, gates)
 

@@ -199,7 +199,7 @@ class Pruner:
             plain = baked(model)
             proof = proved(plain, units, is_open, calls)
             small = cut_to(plain, units, is_open, in_place=True)
-            apart = differences(model, small, calls)
+            apart = differences(model, small, units, is_open, calls)
         except BaseException:
             gates.pinned = before
             raise
