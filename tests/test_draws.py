@@ -85,6 +85,16 @@ def test_a_submodule_in_evaluation_mode_reads_fixed_gates() -> None:
     )
 
 
+def test_gates_put_on_a_model_in_evaluation_mode_draw_nothing() -> None:
+    net = ConvNet().double().eval()
+    gates = gate(net, conv_structure())
+    net(images())
+    assert not gates.training
+    assert live_of(gates).draw is None
+    net.train()(images())
+    assert live_of(gates).draw is not None
+
+
 def test_an_interrupted_forward_leaves_no_stale_gates() -> None:
     net, gates = mlp()
     net.eval()

@@ -166,7 +166,7 @@ def place(model: nn.Module, gates: GateSet, maps: Mapping[str, Mapping[int, Map]
     for name, dims in maps.items():
         for owner, key in places[name]:
             _gate(owner, key, gates, dims)
-    setattr(model, GATES, gates)
+    setattr(model, GATES, gates.train(model.training))
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)
     model.register_forward_hook(end_forward, always_call=True)
 
