@@ -21,6 +21,7 @@ from secateur.rule import Rule
 from secateur.structure.cut import CutPlan
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost, Frozen, Group, Keep, Member, Structure
+from secateur.structure.rounding import rounded_keep
 from secateur.structure.trace import trace
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "mask",
     "method_from_name",
+    "rounded_keep",
     "save",
     "trace",
 ]

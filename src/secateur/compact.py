@@ -14,6 +14,7 @@ from secateur.proof import Proof, prove
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Examples
 from secateur.structure.groups import Keep, Structure
+from secateur.structure.rounding import rounded_keep
 from secateur.structure.tensors import named_tensors
 
 __all__ = ["Proof", "compact", "cut_of", "mask", "prove"]
@@ -25,7 +26,13 @@ PLAN = "cut_plan"
 
 
 def compact(
-    model: M, structure: Structure, keep: Keep, *, in_place: bool = False, examples: Examples | None = None
+    model: M,
+    structure: Structure,
+    keep: Keep,
+    *,
+    in_place: bool = False,
+    examples: Examples | None = None,
+    round_to: int = 1,
 ) -> M:
     """Cut the closed units out of a model: a plain module with fewer parameters that computes what `mask` computes.
 
@@ -40,6 +47,8 @@ def compact(
         in_place: cut the model itself instead of a copy; its parameters become new objects, so make optimizers after.
         examples: inputs on which to prove the cut before it is handed over (`prove`); without them, only whether it
             fits is checked.
+        round_to: number of which the widths are to be multiples where they can, such as 8: closed units stay for that,
+            zero wherever they are read, as `secateur.rounded_keep` says; ``structure.cost`` of that is the cost.
 
     Raises:
         CompactionError: `keep` names groups or units that do not exist, the structure is of another model, or the proof
@@ -63,12 +72,12 @@ def compact(
     """
     kept = checked_keep(structure, keep)
     checked_model(model, structure)
-    plan = plan_of(structure, kept)
+    plan = plan_of(structure, rounded_keep(structure, kept, round_to))
     if in_place and examples is None:
         return _cut_(model, structure, kept, plan)
     small = _cut_(copied(model), structure, kept, plan)
     if examples is not None:
-        prove(model, small, structure, kept, examples)
+        prove(model, small, structure, kept, examples, round_to=round_to)
     return _cut_(model, structure, kept, plan) if in_place else small
 
 
@@ -88,7 +97,7 @@ def _cut_(model: M, structure: Structure, keep: Keep, plan: CutPlan) -> M:
 
 
 def _zero_closed_(tensors: Mapping[str, Tensor], structure: Structure, keep: Keep, plan: CutPlan) -> None:
-    """Zeros where a unit stays only because something must: its consumers read nothing from it."""
+    """Zeros where a closed unit stays, since one must or for the width's sake: its consumers read nothing from it."""
     for name, kept in keep.items():
         group = structure.group(name)
         closed = np.ones(group.size, dtype=bool)

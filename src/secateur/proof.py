@@ -24,6 +24,7 @@ from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep, Structure
 from secateur.structure.record import tensors_in
+from secateur.structure.rounding import rounded_keep
 from secateur.structure.tensors import first_names, in_place_of, named_tensors, slots_of
 
 __all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove"]
@@ -115,7 +116,14 @@ SETTINGS = (
 
 
 def prove(
-    model: nn.Module, small: nn.Module, structure: Structure, keep: Keep, examples: Examples, *, seed: int = 0
+    model: nn.Module,
+    small: nn.Module,
+    structure: Structure,
+    keep: Keep,
+    examples: Examples,
+    *,
+    round_to: int = 1,
+    seed: int = 0,
 ) -> Proof:
     """Prove on copies in float64 that the compact model computes what the masked one computes.
 
@@ -128,6 +136,7 @@ def prove(
         structure: of the dense model.
         keep: kept units by group name.
         examples: inputs; where they are zero everywhere, they are drawn anew together with the parameters.
+        round_to: number to whose multiples the compact model's widths were rounded.
         seed: of all that is drawn.
 
     Raises:
@@ -137,7 +146,7 @@ def prove(
     kept = checked_keep(structure, keep)
     if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
         return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
-    plan = plan_of(structure, kept)
+    plan = plan_of(structure, rounded_keep(structure, kept, round_to))
     for precision in _PRECISIONS:
         calls = tuple(precision.inputs(example) for example in as_examples(examples))
         pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(copied(small)), precision, seed)

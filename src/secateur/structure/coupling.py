@@ -77,6 +77,7 @@ class Coupling:
     products: list[Product] = field(default_factory=list)
     normalised: list[tuple[Ids, str]] = field(default_factory=list)
     unclosed: list[Ids] = field(default_factory=list)
+    widths: list[Ids] = field(default_factory=list)
     count_products: bool = True
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _frozen: list[tuple[Ids, int]] = field(default_factory=list)
@@ -169,6 +170,11 @@ class Coupling:
         """Say that these slices of a parameter carry their unit's values onward."""
         if self.recording:
             self.carried.append(ids)
+
+    def width(self, ids: Ids) -> None:
+        """Say that these run along a dimension that a contraction with a weight reads or makes."""
+        if self.recording and ids.ndim == 1:
+            self.widths.append(ids)
 
     def product(self, coefficient: float, axes: Sequence[Ids]) -> None:
         """Count multiply-accumulates: ``coefficient`` times the open positions of each axis."""

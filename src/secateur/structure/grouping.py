@@ -119,6 +119,7 @@ def group_units(
         param_terms=param_terms,
         mac_terms=mac_terms,
         norms=_norm_widths(coupling, norms, axes),
+        widths=tuple(dict.fromkeys(axis for ids in coupling.widths if (axis := axes.of(ids)).per_group)),
         notes=notes,
     )
     return Grouping(structure, solution, group_of, unit_of)

@@ -150,6 +150,7 @@ class Structure:
         mac_terms: multiply-accumulates of one forward of the first example, alike.
         attributes: rules for attributes that modules keep besides their tensors.
         norms: RMSNorm layers whose width can be cut.
+        widths: sizes of the dimensions that matrix products and convolutions run over, where units change them.
         notes: what could not be looked at while tracing.
 
     Example:
@@ -171,6 +172,7 @@ class Structure:
     mac_terms: tuple[Term, ...]
     attributes: tuple[Attribute, ...] = ()
     norms: tuple[NormWidth, ...] = ()
+    widths: tuple[Axis, ...] = ()
     notes: tuple[str, ...] = ()
 
     def group(self, name: str) -> Group:

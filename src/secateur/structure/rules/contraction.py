@@ -41,6 +41,7 @@ def contract(c: Coupling, left: Label, left_dim: int, right: Label, right_dim: i
             along = np.moveaxis(x.ids, x.dims.index(at), -1)
             c.tie(along, w.ids, _READS_FIXED)
             c.consume(w.ids, vanishes=activation.vanishes)
+            c.width(w.ids)
             if weight.weight and activation.weight:
                 c.carry(x.ids)
     elif x is not None:
@@ -93,6 +94,9 @@ def _matrix_product(c: Coupling, left: Label, right: Label, shape: Sequence[int]
     rest_left, rest_right = contract(c, left, n - 1, right, n - 2)
     _carry_rest(c, rest_left)
     _carry_rest(c, rest_right)
+    for rest, dim in ((rest_left, n - 2), (rest_right, n - 1)):
+        if rest.weight and (made := rest.factor_at(dim)) is not None:
+            c.width(made.ids)
     narrow_left = Label((*left.shape[:-1], 1), rest_left.factors, neutral=left.neutral)
     narrow_right = Label((*right.shape[:-2], 1, right.shape[-1]), rest_right.factors, neutral=right.neutral)
     factors = meet(c, [_batched(c, narrow_left, n - 1), _batched(c, narrow_right, n - 2)], shape, coarse=True)
@@ -195,6 +199,7 @@ def convolution(c: Coupling, call: Call) -> Label:
         out = _grouped(c, x, weight, groups, in_dim, out_dim, transposed)
     if weight.weight:
         c.carry(out)
+        c.width(out)
     factors = [f for f in x.factors if f.dims == (0,)]
     result = set_factors(Label(call.shape), call.shape, [*factors, make_factor([1], out)])
     if call["bias"] is None:
