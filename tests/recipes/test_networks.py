@@ -5,7 +5,7 @@ import torch
 
 import secateur as sc
 from secateur.errors import SecateurError
-from secateur.recipes.networks import NETWORKS, DigitsNet, LeNet5, LeNet300, ResNet20, network
+from secateur.recipes.networks import NETWORKS, ResNet7, LeNet5, LeNet300, ResNet20, network
 
 
 def n_params(model: torch.nn.Module) -> int:
@@ -19,8 +19,8 @@ def test_maps_its_declared_shape_to_ten_classes(name: str):
 
 
 def test_the_digits_network_stays_under_its_promised_size():
-    assert n_params(DigitsNet()) == 48_818
-    assert n_params(DigitsNet()) <= 60_000
+    assert n_params(ResNet7()) == 48_818
+    assert n_params(ResNet7()) <= 60_000
 
 
 def test_lenets_have_the_papers_sizes():
@@ -57,7 +57,7 @@ def test_counted_dimensions_of_a_dense_network_are_pruned_by_nothing(name: str):
 
 
 def test_an_unknown_network_is_refused_with_the_list_of_those_that_exist():
-    with pytest.raises(SecateurError, match=r"unknown network 'lenet'.*digits-resnet.*lenet-5"):
+    with pytest.raises(SecateurError, match=r"unknown network 'lenet'.*resnet-7.*lenet-5"):
         network("lenet")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from secateur.errors import SecateurError
 
-__all__ = ["DATA_SETS", "DataSet", "Images", "batches", "digits", "folds", "load", "mnist", "read_idx"]
+__all__ = ["DATA_SETS", "DataSet", "Images", "batches", "digits", "folds", "load", "mnist", "n_batches", "read_idx"]
 
 #: The four files of MNIST, as published: name without ``.gz`` -> number of dimensions.
 MNIST_FILES: Mapping[str, int] = {
@@ -261,11 +261,16 @@ def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
     Args:
         n: number of examples.
-        size: intended examples in a batch; the pieces are ``round(n / size)``, at least one.
+        size: intended examples in a batch; there are ``n_batches(n, size)``, ``round(n / size)`` but at least one.
         generator: CPU generator that draws the permutation.
 
     Example:
         >>> [len(batch) for batch in batches(10, 4, torch.Generator().manual_seed(0))]
         [5, 5]
     """
-    yield from torch.randperm(n, generator=generator).tensor_split(max(1, round(n / size)))
+    yield from torch.randperm(n, generator=generator).tensor_split(n_batches(n, size))
+
+
+def n_batches(n: int, size: int) -> int:
+    """How many batches :func:`batches` makes."""
+    return max(1, round(n / size))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 
-__all__ = ["NETWORKS", "DigitsNet", "LeNet5", "LeNet300", "Network", "ResNet20", "Residual", "network"]
+__all__ = ["NETWORKS", "LeNet5", "LeNet300", "Network", "ResNet7", "ResNet20", "Residual", "network"]
 
 
 class Residual(nn.Module):
@@ -45,7 +45,7 @@ class Residual(nn.Module):
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
 
 
-class DigitsNet(nn.Module):
+class ResNet7(nn.Module):
     """A residual network for the 8 x 8 digits: stem, block of 24 channels, strided convolution, block of 40, linear.
 
     48,818 parameters, 1.3 million multiply-accumulates an image. The stem's channels are also those of the first
@@ -171,7 +171,7 @@ def _lenet5_pruned(kept: Sequence[int]) -> float:
 
 #: Every network by name. A new one is one row here.
 NETWORKS: Mapping[str, Network] = {
-    "digits-resnet": Network(DigitsNet, (1, 8, 8)),
+    "resnet-7": Network(ResNet7, (1, 8, 8)),
     "lenet-300-100": Network(
         LeNet300,
         (1, 28, 28),

@@ -1,0 +1,202 @@
+"""One task from the dense network to the saved compact one: what ``secateur train`` does."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import SecateurError
+from secateur.recipes.data import Images
+from secateur.recipes.measure import (
+    Latency,
+    accuracy,
+    largest_difference,
+    latencies,
+    n_bytes,
+    n_macs,
+    n_params,
+)
+from secateur.recipes.networks import network
+from secateur.recipes.settings import Settings
+from secateur.recipes.train import Watch, train
+from secateur.structure.cut import CutPlan, cut_
+
+__all__ = ["Outcome", "Row", "fresh", "fresh_compact", "gates_for", "run"]
+
+#: Images in the batch whose latency is measured.
+LATENCY_BATCH = 100
+#: The networks of one run, in the order of the final table.
+DENSE, SCRATCH, GATED, COMPACT, TUNED = ORDER = ("dense", "scratch", "gated", "compact", "fine-tuned")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table.
+
+    Args:
+        name: which network.
+        accuracy: on the test images, after the last epoch, in percent.
+        params: numbers in all parameters, those of the gates included where there are gates.
+        macs: multiply-accumulates that one image costs.
+        bytes: of parameters and buffers as a ``.safetensors`` file.
+        latency: of a batch of ``LATENCY_BATCH`` images.
+    """
+
+    name: str
+    accuracy: float
+    params: int
+    macs: int
+    bytes: int
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that one run found out.
+
+    Args:
+        settings: what was asked for.
+        schedule: epochs by phase name.
+        rows: the final table.
+        difference: largest absolute difference between gated and compact outputs on the test images, by precision.
+        widths: units of each group: (kept, of how many).
+        flipped: units that the projection onto the budget opened or closed at the end.
+        counted: live units as the papers' tables list them; empty where there is no such table.
+        pruned: prune rate by the papers' formula, a share; None where there is none.
+        n_test: test images behind each accuracy.
+        seconds: wall time of the whole run.
+    """
+
+    settings: Settings
+    schedule: Mapping[str, int]
+    rows: tuple[Row, ...]
+    difference: Mapping[str, float]
+    widths: Mapping[str, tuple[int, int]]
+    flipped: int
+    counted: tuple[int, ...]
+    pruned: float | None
+    n_test: int
+    seconds: float
+
+    def row(self, name: str) -> Row:
+        """The line of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def fresh(name: str, seed: int) -> nn.Module:
+    """The network ``name`` with the initial weights of ``seed``; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network(name).build()
+
+
+def fresh_compact(name: str, plan: CutPlan, seed: int) -> nn.Module:
+    """The network ``name`` at the widths of ``plan``, with the initial weights that a layer of these widths gets."""
+    model = fresh(name, seed)
+    cut_(model, plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if callable(again := getattr(module, "reset_parameters", None)):
+                # Drawn anew: what the cut leaves of a wide layer's weights is too small for a narrow one.
+                again()
+    return model
+
+
+def gates_for(settings: Settings) -> list[sc.Rule]:
+    """Gates on every group of the trace, and on single inputs where the papers' tables count them."""
+    method = sc.method_from_name(settings.method)
+    rules = [sc.Rule(units="structured", method=method)]
+    if inputs := network(settings.net).inputs:
+        rules.append(sc.Rule(units="inputs", where=inputs, method=method))
+    return rules
+
+
+def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
+    """Trains dense, gated, compact and scratch networks, saves the compact one, measures them all.
+
+    Args:
+        settings: what to do.
+        images: the data set that ``settings.data`` names.
+        out: where the compact network is written, once everything is trained.
+        watch: told about every epoch.
+
+    Raises:
+        SecateurError: the network cannot be gated or cut as asked, or the file that was written does not give the
+            compact network's outputs again.
+    """
+    started = time.perf_counter()
+    images = images.to(settings.device)
+    schedule, seed = settings.schedule(), settings.seed
+    example = images.x[:1]
+
+    def made(model: nn.Module) -> nn.Module:
+        return model.to(settings.device)
+
+    # Gated first: what cannot be gated or cut is refused before the longer training.
+    gated = made(fresh(settings.net, seed))
+    phases = [schedule.gated(GATED, seed)]
+    budget = settings.budget(phases[0].steps(len(images.y)))
+    pruner = sc.attach(gated, examples=(example,), gates=gates_for(settings), budget=budget, seed=seed)
+    train(gated, images, phases[-1], watch, pruner)
+    small, report = pruner.finalize()
+    plan = sc.cut_of(small)
+    assert plan is not None  # what finalize returns was cut
+    difference = {
+        str(dtype).removeprefix("torch."): largest_difference(gated, small, images.x_test, dtype)
+        for dtype in (torch.float32, torch.float64)
+    }
+    models: dict[str, nn.Module] = {GATED: gated, COMPACT: small}
+    if schedule.epochs_after_cut:
+        models[TUNED] = tuned = copy.deepcopy(small)
+        phases.append(schedule.after_cut(TUNED, seed))
+        train(tuned, images, phases[-1], watch)
+    models[SCRATCH] = made(fresh_compact(settings.net, plan, seed))
+    phases.append(schedule.whole(SCRATCH, seed))
+    train(models[SCRATCH], images, phases[-1], watch)
+    models[DENSE] = made(fresh(settings.net, seed))
+    phases.append(schedule.whole(DENSE, seed))
+    train(models[DENSE], images, phases[-1], watch)
+
+    final = TUNED if schedule.epochs_after_cut else COMPACT
+    sc.save(models[final], out)
+    reloaded = sc.load(out, fresh(settings.net, seed)).to(settings.device)
+    if largest_difference(reloaded, models[final], images.x_test, torch.float32) != 0:
+        raise SecateurError(f"{out}: does not give back the outputs of the network that was saved; keep neither")
+
+    row = network(settings.net)
+    counted = row.kept({name: tuple(tensor.shape) for name, tensor in small.state_dict().items()})
+    return Outcome(
+        settings=settings,
+        schedule={phase.name: phase.epochs for phase in phases},
+        rows=_rows({name: models[name] for name in ORDER if name in models}, images),
+        difference=difference,
+        widths=dict(report.widths),
+        flipped=report.flipped,
+        counted=counted,
+        pruned=row.pruned(counted) if row.pruned is not None else None,
+        n_test=len(images.y_test),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _rows(models: Mapping[str, nn.Module], images: Images) -> tuple[Row, ...]:
+    measured = latencies(models, images.x_test[:LATENCY_BATCH])
+    return tuple(
+        Row(
+            name,
+            accuracy(model, images.x_test, images.y_test),
+            n_params(model),
+            n_macs(model, images.x_test[:1]),
+            n_bytes(model),
+            measured[name],
+        )
+        for name, model in models.items()
+    )
