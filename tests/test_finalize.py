@@ -10,8 +10,10 @@ from tests.test_placement import Tied, gated, group, state_of
 from torch import Tensor, nn
 
 from secateur.attach import attach
+from secateur.budget import Budget
 from secateur.compact import cut_of
 from secateur.draws import GATES, gates_of
+from secateur.errors import BudgetError, CompactionError
 from secateur.finalize import baked, differences, pin
 from secateur.gates import (
     ARM,
@@ -27,6 +29,7 @@ from secateur.pruner import Pruner
 from secateur.rule import Rule
 from secateur.structure.cut import cut_
 from secateur.structure.example import Example
+from secateur.structure.select import select_input_
 
 BOTH = [Rule(), Rule(units="inputs", where=("stem", "fc*"))]
 SIMPLE = [HardConcrete(init_open=0.5), ARM(init_open=0.5), DiffPrune(init_open=0.5), StraightThrough(init_open=0.5)]
@@ -140,6 +143,77 @@ def test_inputs_finer_than_their_unit_become_a_selection() -> None:
     cut_(fresh, cut_of(small))
     fresh.load_state_dict(small.state_dict())
     assert torch.equal(outputs(fresh, x), outputs(small, x))
+
+
+def test_selections_of_inputs_are_part_of_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pruner = pruned(gates=BOTH)
+    small, report = pruner.finalize()
+    assert report.proof is not None
+    assert report.proof.relative <= 1e-12
+    assert small.fc1.selected.numel() < report.widths["fc1.inputs"][1]
+
+    def one_off(layer: nn.Module, selected: Tensor) -> None:
+        select_input_(layer, (selected + 1) % (selected.max() + 1))
+
+    monkeypatch.setattr("secateur.structure.cut.select_input_", one_off)
+    with pytest.raises(CompactionError, match="differs by"):
+        pruner.finalize()
+
+
+class TestRounding:
+    """Widths at multiples of four: closed units stay as zeros, and the report says the real sizes."""
+
+    @pytest.mark.parametrize("rules", [None, BOTH], ids=["structured", "with inputs"])
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_the_function_is_the_same_and_the_counts_are_real(self, rules: list[Rule] | None, in_place: bool) -> None:
+        torch.manual_seed(3)
+        net = Wide().double()
+        x = torch.randn(5, 6, dtype=DTYPE)
+        pruner = attach(net, examples=(x,), method=HardConcrete(init_open=0.5), gates=rules)
+        scatter_only(net)
+        expected = outputs(net, x)
+        n_open = pruner.exact.params
+        small, report = pruner.finalize(round_to=4, in_place=in_place)
+        torch.testing.assert_close(outputs(small, x), expected, rtol=0, atol=1e-12)
+        assert report.difference_float64 <= 1e-12
+        assert report.proof is not None
+        assert report.compact.params == sum(p.numel() for p in small.parameters()) > n_open
+        assert (small.fc1.out_features, small.fc2.out_features) == (report.widths["fc1"][0], report.widths["fc2"][0])
+        assert all(layer.weight.shape[0] % 4 == 0 for layer in (small.fc1, small.fc2))
+        assert all(layer.in_features % 4 == 0 for layer in (small.fc2, small.fc3))
+        assert len(report.keep["fc1"]) == small.fc1.out_features
+        assert report.flipped == 0
+
+    def test_a_budget_is_met_with_rounded_widths(self) -> None:
+        torch.manual_seed(0)
+        net = Wide().double()
+        x = torch.randn(5, 6, dtype=DTYPE)
+        pruner = attach(net, examples=(x,), budget=Budget(keep_params=0.3))
+        scatter_only(net)
+        small, report = pruner.finalize(round_to=4)
+        assert report.compact.params <= 0.3 * report.dense.params
+        assert all(layer.weight.shape[0] % 4 == 0 for layer in (small.fc1, small.fc2))
+        assert report.difference_float64 <= 1e-12
+        _, plain = pruner.finalize()
+        assert plain.compact.params > 0.28 * plain.dense.params
+        with pytest.raises(BudgetError, match=r"round_to=16: with widths rounded up.* raise the budget"):
+            pruner.finalize(round_to=16)
+        pruner.finalize()  # nothing is broken by that
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 20), nn.Linear(20, 32), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(torch.sigmoid(self.fc2(torch.sigmoid(self.fc1(x)))))
+
+
+def scatter_only(net: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in gates_of(net).parameters():
+            parameter.add_(3.0 * torch.randn_like(parameter))
 
 
 @pytest.mark.parametrize("rules", [None, BOTH], ids=["structured", "with inputs"])
@@ -304,7 +378,7 @@ def test_a_failed_proof_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPat
     x = images()
     expected = outputs(net, x)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("secateur.pruner.proved", fail)
@@ -322,6 +396,6 @@ def test_the_report_is_one_table() -> None:
     assert [line.split()[0] for line in lines[1:4]] == ["dense", "gated", "compact"]
     assert f"{report.dense.params:,}" in lines[1]
     assert "100.00%" in lines[1]
-    assert lines[-1].startswith("open units: stem ")
+    assert lines[-1].startswith("units kept: stem ")
     with pytest.raises(AttributeError):
         report.flipped = 3

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from secateur.compact import PLAN, compact, cut_of
+from secateur.compact import compact
 from secateur.draws import gates_of
-from secateur.inputs import CONTRACTED, layer_of
 from secateur.loading import refuse_dense_keys
 from secateur.placement import gated_sites, strip
 from secateur.probe import evaluating
 from secateur.proof import Proof, prove
-from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost
 from secateur.structure.record import tensors_in
@@ -44,8 +42,9 @@ class Report:
         difference_float64: the same for the gated model converted to float64 and what is cut from that; NaN where it
             does not run in it.
         proof: the comparison in float64 with re-drawn numbers, None without example inputs.
-        keep: kept units of every structured group, ascending positions; a group that lost all of them keeps its first.
-        widths: by group, input groups included, how many units are open and of how many.
+        keep: units of every structured group that the small model has, ascending positions: the open ones, one where a
+            group lost them all, and those that ``round_to`` keeps as zeros.
+        widths: by group, input groups included, how many units the small model has, and the dense one.
     """
 
     dense: Cost
@@ -76,7 +75,7 @@ class Report:
             "largest difference, gated and compact: "
             f"{_number(self.difference_float32)} as they are, {_number(self.difference_float64)} in float64"
         )
-        lines.append("open units: " + ", ".join(f"{name} {n}/{size}" for name, (n, size) in self.widths.items()))
+        lines.append("units kept: " + ", ".join(f"{name} {n}/{size}" for name, (n, size) in self.widths.items()))
         return "\n".join(lines)
 
 
@@ -115,43 +114,31 @@ def baked(model: nn.Module) -> nn.Module:
     return plain
 
 
-def cut_to(plain: nn.Module, units: Units, is_open: Tensor, *, in_place: bool = False) -> nn.Module:
-    """Cut a plain model to its open units, bool ``(U,)``: structured ones first, then single inputs.
+def cut_to(plain: nn.Module, units: Units, is_open: Tensor, *, in_place: bool = False, round_to: int = 1) -> nn.Module:
+    """Cut a plain model to its open units, bool ``(U,)``, structured ones and single inputs in one step.
 
-    A layer that lost every input keeps one, whose weights are zero.
+    A layer that lost every input keeps one, whose weights are zero; so do closed units that widths are rounded up by.
     """
-    small = compact(plain, units.structure, units.keep(is_open), in_place=in_place)
-    before = cut_of(small)
-    assert before is not None
-    tensors: dict[str, dict[int, tuple[int, ...]]] = {}
-    selects: dict[str, tuple[int, ...]] = {}
-    start = len(is_open) - sum(group.size for group in units.inputs)
-    for group in units.inputs:
-        name = group.members[0].tensor
-        flags = is_open[start : start + group.size].tolist()
-        start += group.size
-        left = before.tensors.get(name, {}).get(CONTRACTED, tuple(range(group.size)))
-        live = tuple(place for place, position in enumerate(left) if flags[position]) or (0,)
-        if len(live) < len(left):
-            tensors[name] = {CONTRACTED: live}
-            selects[layer_of(group)] = live
-    if selects:
-        later = CutPlan(tensors=tensors, selects=selects)
-        cut_(small, later)
-        setattr(small, PLAN, before.then(later))
-    return small
+    return compact(plain, units.counted, units.keep(is_open), in_place=in_place, round_to=round_to)
 
 
-def proved(plain: nn.Module, units: Units, is_open: Tensor, examples: Sequence[Example]) -> Proof | None:
-    """Prove, on copies, the part of the cut that removes structured units; selections of inputs are exact by design."""
+def proved(
+    plain: nn.Module, small: nn.Module, units: Units, is_open: Tensor, examples: Sequence[Example], *, round_to: int = 1
+) -> Proof | None:
+    """Prove that what `cut_to` made of a plain model computes what that computes with its closed units at zero."""
     if not examples:
         return None
-    keep = units.keep(is_open)
-    return prove(plain, compact(plain, units.structure, keep), units.structure, keep, list(examples))
+    return prove(plain, small, units.counted, units.keep(is_open), list(examples), round_to=round_to)
 
 
 def differences(
-    gated: nn.Module, small: nn.Module, units: Units, is_open: Tensor, examples: Sequence[Example]
+    gated: nn.Module,
+    small: nn.Module,
+    units: Units,
+    is_open: Tensor,
+    examples: Sequence[Example],
+    *,
+    round_to: int = 1,
 ) -> tuple[float, float]:
     """Largest absolute difference of the outputs in evaluation mode: as the models are, and in float64.
 
@@ -164,7 +151,8 @@ def differences(
     doubled = copy.deepcopy(gated).double()
     calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
     try:
-        return as_is, _difference(doubled, cut_to(baked(doubled), units, is_open, in_place=True), calls)
+        cut = cut_to(baked(doubled), units, is_open, in_place=True, round_to=round_to)
+        return as_is, _difference(doubled, cut, calls)
     except RuntimeError:  # a model that computes in a precision of its own
         return as_is, math.nan
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.budget import Budget, Controller, PenaltyTerm, project
-from secateur.costs import CostModel
+from secateur.costs import CostModel, Kind
 from secateur.draws import Draw, Live, gates_of, live_of
-from secateur.errors import GateError
+from secateur.errors import BudgetError, GateError
 from secateur.estimate import Closure, task_loss
 from secateur.finalize import Report, baked, cut_to, differences, pin, proved
 from secateur.gateset import GateSet
@@ -33,6 +33,8 @@ __all__ = ["Pruner"]
 STATE_VERSION = 1
 #: Rounds of projection where inputs have gates: the first meets the budget, the others use what it leaves.
 PROJECTIONS = 4
+#: Halvings in the search for a pattern whose rounded widths are within the budget: to a thousandth of the cost.
+HALVINGS = 10
 
 
 class Pruner:
@@ -171,7 +173,9 @@ class Pruner:
         live = self._live()
         live.draw, live.replay = Draw.make(self.gates, live.generator), None
 
-    def finalize(self, *, examples: Examples | None = None, in_place: bool = False) -> tuple[nn.Module, Report]:
+    def finalize(
+        self, *, examples: Examples | None = None, in_place: bool = False, round_to: int = 1
+    ) -> tuple[nn.Module, Report]:
         """End the pruning: fix the gates, meet the budget, cut, prove, report.
 
         The small model is a plain module with the gates folded into its weights, and in the same mode as the gated one.
@@ -181,6 +185,8 @@ class Pruner:
         Args:
             examples: inputs for the proof; by default those of `attach`, else the first training batch's first rows.
             in_place: cut the model itself, and detach.
+            round_to: number of which the widths are to be multiples where they can, such as 8: closed units stay for
+                that, as zeros (`secateur.rounded_keep`). They count, so a budget closes more units then.
 
         Raises:
             CompactionError: the proof failed; the model is as it was.
@@ -190,38 +196,36 @@ class Pruner:
         calls = self._proof_examples(examples)
         before = gates.pinned
         was_open = units.open(gates.fixed()).cpu()
-        is_open = self._projected(was_open)
+        is_open = self._projected(was_open, round_to)
         fixed = (
             gates.fixed() if torch.equal(is_open, was_open) else gates.fixed_with(units.gates(is_open).to(gates.device))
         )
         pin(model, fixed.detach().clone())
         try:
             plain = baked(model)
-            proof = proved(plain, units, is_open, calls)
-            small = cut_to(plain, units, is_open, in_place=True)
-            apart = differences(model, small, units, is_open, calls)
+            small = cut_to(plain, units, is_open, round_to=round_to)
+            proof = proved(plain, small, units, is_open, calls, round_to=round_to)
+            apart = differences(model, small, units, is_open, calls, round_to=round_to)
         except BaseException:
             gates.pinned = before
             raise
-        keep = units.keep(is_open)
+        stays = units.stays(is_open, round_to)
         everything = {group.name: torch.arange(group.size) for group in self.structure.groups}
+        kept = {name: left for name, left in units.keep(stays).items() if name in everything}
         params = sum(parameter.numel() for parameter in small.parameters())
         report = Report(
             dense=self.costs.dense,
             gated=self.costs.exact(was_open),
-            compact=Cost(params, self.costs.exact(is_open).macs),
+            compact=Cost(params, self.costs.exact(stays).macs),
             flipped=units.flips(was_open, is_open),
             difference_float32=apart[0],
             difference_float64=apart[1],
             proof=proof,
-            keep={
-                name: kept if len(kept) else torch.zeros(1, dtype=torch.int64)
-                for name, kept in (everything | dict(keep)).items()
-            },
-            widths=units.by_group(is_open),
+            keep=everything | kept,
+            widths=units.by_group(stays),
         )
         if in_place:
-            small = self._cut_in_place(is_open)
+            small = self._cut_in_place(is_open, round_to)
         return small, report
 
     def detach(self) -> nn.Module:
@@ -275,13 +279,44 @@ class Pruner:
             return None
         return self.controller.loss(self._units.chances(self.gates.prob_open()), task_loss=task_loss)
 
-    def _projected(self, was_open: Tensor) -> Tensor:
-        """The pattern within the budget that flips few units, consistent: no input is open whose owner is closed."""
+    def _projected(self, was_open: Tensor, round_to: int) -> Tensor:
+        """The pattern that is within the budget when its widths are rounded up, and flips few units."""
         if self._budget is None:
             return was_open
-        scores, is_open = self.gates.score().cpu(), was_open
+        is_open = self._within(self._budget, was_open)
+        limits = self._budget.targets(self.costs.dense)
+        if round_to == 1 or self._fits(is_open, limits, round_to):
+            return is_open
+        # The share of the present cost, halving its interval, at which what rounding adds still fits.
+        now, fitting = self.costs.exact(is_open), None
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            share = (low + high) / 2
+            try:
+                tighter = self._within({kind: int(share * getattr(now, kind)) for kind in limits}, is_open)
+            except BudgetError:  # fewer than one unit in every group
+                low = share
+                continue
+            if self._fits(tighter, limits, round_to):
+                low, fitting = share, tighter
+            else:
+                high = share
+        if fitting is None:
+            raise BudgetError(
+                f"round_to={round_to}: with widths rounded up to multiples the model does not get within the budget of"
+                f" {', '.join(f'{limit} {kind}' for kind, limit in limits.items())}; raise the budget, or round to less"
+            )
+        return fitting
+
+    def _fits(self, is_open: Tensor, limits: Mapping[Kind, int], round_to: int) -> bool:
+        cost = self.costs.exact(self._units.stays(is_open, round_to))
+        return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
+
+    def _within(self, budget: Budget | Mapping[Kind, int], is_open: Tensor) -> Tensor:
+        """The pattern within a budget that flips few units, consistent: no input is open whose owner is closed."""
+        scores = self.gates.score().cpu()
         for _ in range(PROJECTIONS):
-            wanted = project(self.costs, self._units.scores(scores, is_open), is_open, self._budget)
+            wanted = project(self.costs, self._units.scores(scores, is_open), is_open, budget)
             # What closes with its owner makes room that the next round fills.
             before, is_open = is_open, self._units.open(self._units.gates(wanted).float())
             if torch.equal(is_open, before):
@@ -294,7 +329,7 @@ class Pruner:
         noted = self._live().example
         return self._examples or (() if noted is None else (noted,))
 
-    def _cut_in_place(self, is_open: Tensor) -> nn.Module:
+    def _cut_in_place(self, is_open: Tensor, round_to: int) -> nn.Module:
         model = self.model
         weights = named_tensors(baked(model))
         self.detach()
@@ -302,4 +337,4 @@ class Pruner:
             for name, tensor in named_tensors(model).items():
                 if not torch.equal(tensor, weights[name]):
                     tensor.copy_(weights[name])
-        return cut_to(model, self._units, is_open, in_place=True)
+        return cut_to(model, self._units, is_open, in_place=True, round_to=round_to)

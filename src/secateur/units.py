@@ -6,7 +6,7 @@ Index conventions: ``Z`` gates of the model in a row, rule by rule; the *extende
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from secateur.gateset import extended
 from secateur.inputs import owners, with_inputs
 from secateur.rule import Chosen
 from secateur.structure.groups import Group, Keep, Structure
+from secateur.structure.rounding import rounded_keep
 
 __all__ = ["Units"]
 
@@ -114,14 +115,22 @@ class Units:
         )
 
     def keep(self, is_open: Tensor) -> Keep:
-        """Kept units of every structured group that loses some, from bool ``(U,)``."""
-        kept, start = {}, 0
-        for group in self.structure.groups:
-            part = is_open[start : start + group.size].cpu()
-            if not bool(part.all()):
-                kept[group.name] = torch.nonzero(part).flatten()
-            start += group.size
-        return kept
+        """Open units of every counted group that loses some, from bool ``(U,)``."""
+        return {
+            group.name: torch.nonzero(part).flatten()
+            for group, part in self._parts(is_open.cpu())
+            if not bool(part.all())
+        }
+
+    def stays(self, is_open: Tensor, round_to: int = 1) -> Tensor:
+        """Units that a cut to the open ones leaves, bool ``(U,)``: one of a group that lost all, and what rounds up."""
+        stays = is_open.cpu().clone()
+        rounded = rounded_keep(self.counted, self.keep(stays), round_to)
+        for group, part in self._parts(stays):
+            if group.name in rounded:
+                part.zero_()
+                part[rounded[group.name]] = True
+        return stays
 
     def flips(self, before: Tensor, after: Tensor) -> int:
         """How many units, bool ``(U,)``, were opened or closed; inputs that went with their owner are not counted."""
@@ -130,11 +139,12 @@ class Units:
 
     def by_group(self, is_open: Tensor) -> dict[str, tuple[int, int]]:
         """Open and all units of each counted group, from bool ``(U,)``."""
-        found, start = {}, 0
-        for group in self.counted.groups:
-            found[group.name] = int(is_open[start : start + group.size].sum()), group.size
-            start += group.size
-        return found
+        return {group.name: (int(part.sum()), group.size) for group, part in self._parts(is_open)}
+
+    def _parts(self, flat: Tensor) -> Iterator[tuple[Group, Tensor]]:
+        """Each counted group with its part of a vector ``(U,)``, a view."""
+        parts = flat.split([group.size for group in self.counted.groups])
+        return zip(self.counted.groups, parts, strict=True)
 
     def _only_inputs(
         self, fine: Sequence[Group], starts: dict[str, int], offsets: Sequence[int]
