@@ -78,6 +78,7 @@ class Coupling:
     normalised: list[tuple[Ids, str]] = field(default_factory=list)
     unclosed: list[Ids] = field(default_factory=list)
     widths: list[Ids] = field(default_factory=list)
+    joined: list[tuple[Ids, Ids]] = field(default_factory=list)
     count_products: bool = True
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _frozen: list[tuple[Ids, int]] = field(default_factory=list)
@@ -160,6 +161,11 @@ class Coupling:
             self.consumed.append(ids)
             if not vanishes:
                 self.unclosed.append(ids)
+
+    def join(self, a: Ids, b: Ids) -> None:
+        """Say that slices of two weights make one: where either is consumed, both are."""
+        if self.recording and a is not b:
+            self.joined.append((a, b))
 
     def normalise(self, ids: Ids) -> None:
         """Say that the RMSNorm at work averages over these units: they can go if they are zero at its input."""

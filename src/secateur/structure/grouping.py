@@ -59,14 +59,14 @@ def group_units(
 ) -> Grouping:
     """Solve the coupling and put units with the same signature together.
 
-    A signature is what a unit owns: how many positions of which sites. Units are ordered by their first
-    position, groups by their first site.
+    A signature is what a unit owns: how many positions of which sites, and whether they consume. Units are
+    ordered by their first position, groups by their first site.
     """
     solution = coupling.solve()
     component = solution.component
     n = int(component.max()) + 1
     site_of = sites.of_id(np.arange(coupling.n_ids))
-    consumer_ids = _marked(coupling.consumed, coupling.n_ids)
+    consumer_ids = _consumers(coupling, component, site_of, len(sites))
     carrier_ids = _marked(coupling.carried, coupling.n_ids)
     has_consumer = np.zeros(n, dtype=bool)
     has_consumer[component[consumer_ids]] = True
@@ -75,7 +75,7 @@ def group_units(
 
     ids = np.arange(1, coupling.n_ids)
     ids = ids[free[component[ids]]]
-    signature = _signatures(component[ids], site_of[ids], n, len(sites))
+    signature = _signatures(component[ids], 2 * site_of[ids] + consumer_ids[ids], n, 2 * len(sites))
     first_id = np.full(n, coupling.n_ids, dtype=np.int64)
     np.minimum.at(first_id, component[ids], ids)
     live = np.unique(component[ids])
@@ -144,10 +144,31 @@ def _marked(arrays: list[Ids], n_ids: int) -> NDArray[np.bool_]:
     return marked
 
 
+def _consumers(
+    coupling: Coupling, component: NDArray[np.int64], site_of: NDArray[np.int64], n_sites: int
+) -> NDArray[np.bool_]:
+    """Which ids a contraction reads.
+
+    Where weights were joined into one, all are read; and where positions of one tensor's dimension go
+    together, the rules speak of the first of them for all.
+    """
+    consumed = _marked(coupling.consumed, coupling.n_ids)
+    pairs = [np.broadcast_arrays(a, b) for a, b in coupling.joined]
+    pairs = [(a[(a != 0) & (b != 0)], b[(a != 0) & (b != 0)]) for a, b in pairs]
+    while any((consumed[a] != consumed[b]).any() for a, b in pairs):
+        for a, b in pairs:
+            either = consumed[a] | consumed[b]
+            consumed[a], consumed[b] = either, either
+    place = component * np.int64(n_sites + 1) + site_of
+    consumed |= np.isin(place, np.unique(place[consumed]))
+    consumed[0] = False
+    return consumed
+
+
 def _signatures(
     component: NDArray[np.int64], site: NDArray[np.int64], n_components: int, n_sites: int
 ) -> NDArray[np.uint64]:
-    """A 64-bit hash, per component, of the multiset of sites that it owns positions of."""
+    """A 64-bit hash, per component, of the multiset of (coded) sites that it owns positions of."""
     pair, count = np.unique(component * n_sites + site, return_counts=True)
     mixed = _mix((pair % n_sites).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + count.astype(np.uint64))
     signature = np.zeros(n_components, dtype=np.uint64)

@@ -40,8 +40,8 @@ class Label:
     Args:
         shape: the tensor's shape.
         factors: unit ids; no two factors share a dimension.
-        neutral: every element has the same value (zeros, ones, a scalar), so that any restriction of
-            it is the same thing and it says nothing about units.
+        uniform: dimensions along which all slices are equal (all of them for zeros or ones, those that an
+            expansion made), so that any number of slices is the same thing: they say nothing about units.
         weight: the way from a parameter to here maps 0 to 0 element by element, so that zeroing the
             parameter's slice zeroes this tensor's.
         data: depends on the model's inputs.
@@ -50,10 +50,15 @@ class Label:
 
     shape: Shape
     factors: tuple[Factor, ...] = ()
-    neutral: bool = False
+    uniform: frozenset[int] = frozenset()
     weight: bool = False
     data: bool = False
     vanishes: bool = False
+
+    @property
+    def neutral(self) -> bool:
+        """Whether every element has the same value."""
+        return len(self.uniform) == len(self.shape)
 
     def factor_at(self, dim: int) -> Factor | None:
         """The factor that covers ``dim``, or None where the dimension is fixed."""
@@ -69,9 +74,9 @@ class Label:
             return np.zeros(self.shape[dim], dtype=np.int64)
         return factor.ids
 
-    def with_factors(self, shape: Shape, factors: Iterable[Factor]) -> Label:
-        """The same kind of tensor with another shape and other factors."""
-        return replace(self, shape=tuple(shape), factors=tuple(factors))
+    def with_factors(self, shape: Shape, factors: Iterable[Factor], uniform: Iterable[int] = ()) -> Label:
+        """The same kind of tensor with another shape, other factors and uniform dimensions."""
+        return replace(self, shape=tuple(shape), factors=tuple(factors), uniform=frozenset(uniform))
 
 
 def make_factor(dims: Sequence[int], ids: Ids) -> Factor | None:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.structure.coupling import Coupling
-from secateur.structure.ids import Label
-from secateur.structure.rules import Call, RuleEntry, entry_for, operator_name, pointwise_rule
+from secateur.structure.ids import Label, make_factor
+from secateur.structure.rules import Call, RuleEntry, Uncovered, entry_for, operator_name, pointwise_rule
 
 __all__ = ["Entry", "Recorder", "is_cache", "tensors_in", "watch"]
 
@@ -95,9 +95,10 @@ class Recorder(TorchDispatchMode):
         if not outputs:
             self._escape(func, inputs)
             return out
-        labels = self._apply(entry, Call(func, values, out, self.label), inputs, outputs)
-        self._keep(values, outputs, labels, inputs, entry)
-        mutated = _mutated(func, values)
+        call = Call(func, values, out, self.label)
+        labels = self._apply(entry, call, inputs, outputs)
+        self._keep(call, outputs, labels, inputs, entry)
+        mutated = [] if torch.Tag.inplace_view in func.tags else _mutated(func, values)
         for tensor, label in zip(outputs, labels, strict=True):
             if any(tensor is changed for changed in mutated):
                 self._write(tensor, label)
@@ -105,12 +106,13 @@ class Recorder(TorchDispatchMode):
                 self.set_label(tensor, label)
         for tensor in mutated:
             if not any(tensor is out_tensor for out_tensor in outputs):
-                self._write(tensor, labels[0] if tuple(tensor.shape) == labels[0].shape else Label(tuple(tensor.shape)))
+                # Statistics that an operator updates: its rule has tied them to what they are of.
+                self._write(tensor, replace(self.label(tensor), uniform=frozenset(), weight=False, vanishes=False))
         return out
 
     def _keep(
         self,
-        values: Mapping[str, Any],
+        call: Call,
         outputs: list[torch.Tensor],
         labels: list[Label],
         inputs: tuple[Label, ...],
@@ -121,8 +123,9 @@ class Recorder(TorchDispatchMode):
         if operator in _COPIES:
             return
         operator = "view" if operator in _VIEWS else operator
-        compared = {name: value for name, value in values.items() if (operator, name) not in _FOLLOWS}
-        one = Entry(operator, self.coupling.module, _scalars(compared, outputs, entry), tuple(labels), inputs)
+        compared = {name: value for name, value in call.values.items() if (operator, name) not in _FOLLOWS}
+        scalars = (*_scalars(compared, outputs, entry), *(("size", number) for number in call.numbers))
+        one = Entry(operator, self.coupling.module, scalars, tuple(labels), inputs)
         self.entries.append(one)
         if self.on_entry is not None:
             self.on_entry(len(self.entries) - 1, one)
@@ -162,7 +165,10 @@ class Recorder(TorchDispatchMode):
             self._freeze(inputs, f"meets the operator {call.name}, which has no rule")
             made = [Label(tuple(t.shape)) for t in outputs]
         else:
-            ruled = entry.apply(self.coupling, call)
+            try:
+                ruled = entry.apply(self.coupling, call)
+            except Uncovered:
+                ruled = []
             made = [ruled] if isinstance(ruled, Label) else list(ruled)
             if len(made) != len(outputs) or any(m.shape != tuple(t.shape) for m, t in zip(made, outputs, strict=True)):
                 self._freeze(inputs, f"meets a form of the operator {call.name} that its rule does not cover")
@@ -179,21 +185,42 @@ class Recorder(TorchDispatchMode):
             self._freeze(inputs, f"is read out of the model as a number ({operator_name(func)})")
 
     def _write(self, tensor: torch.Tensor, label: Label) -> None:
-        """An in-place write: every tensor that looks at the same storage sees it too."""
+        """An in-place write: every tensor that looks at the same storage sees it too.
+
+        Where the tensor had units before, the operator's rule has tied them to those that it has now, and
+        so the others' units are tied too. Units along a dimension that had none are new to the others.
+        """
         storage = tensor.untyped_storage()._cdata
-        for other in list(self._aliases.get(storage, {})):
-            if other is tensor:
+        others = [other for other in self._aliases.get(storage, {}) if other is not tensor]
+        had = {factor.dims for factor in self.label(tensor).factors}
+        new = [factor for factor in label.factors if factor.dims not in had]
+        self.set_label(tensor, label)
+        for other in others:
+            if _same_elements(other, tensor):
+                self._labels[other] = label
                 continue
             known = self.label(other)
-            if tuple(other.shape) == tuple(tensor.shape) and other.stride() == tensor.stride():
-                self._labels[other] = label
-            elif label.factors and not _same(known, label):
-                if known.neutral or not known.factors:
-                    self._freeze((label,), "is written through a view of another tensor")
-                self._labels[other] = replace(known, neutral=False, data=known.data or label.data)
-            else:
-                self._labels[other] = replace(known, neutral=known.neutral and label.neutral)
-        self.set_label(tensor, label)
+            place = _shared_dimensions(tensor, other)
+            uniform = {place[dim] for dim in label.uniform if dim in place} & known.uniform
+            factors = list(known.factors)
+            for factor in new:
+                dims = tuple(place.get(dim, -1) for dim in factor.dims)
+                theirs = next((f for f in known.factors if set(f.dims) & set(dims)), None)
+                made = make_factor(dims, factor.ids)
+                if theirs is None and made is not None and known.uniform.issuperset(dims):
+                    factors.append(made)
+                elif theirs is not None and made is not None and made.dims == theirs.dims:
+                    self.coupling.tie(theirs.ids, made.ids, _THROUGH_A_VIEW)
+                else:
+                    self.coupling.freeze(factor.ids, _THROUGH_A_VIEW)
+            changed = replace(
+                known,
+                uniform=frozenset(uniform),
+                weight=known.weight and label.weight,
+                data=known.data or label.data,
+                vanishes=known.vanishes and label.vanishes,
+            )
+            self._labels[other] = replace(changed, factors=tuple(factors))
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator without a rule as the simpler ones it is made of; NotImplemented where it has none."""
@@ -209,6 +236,7 @@ class Recorder(TorchDispatchMode):
             return table(*args, **kwargs)
 
 
+_THROUGH_A_VIEW = "is written through a view of another tensor"
 _COPIES = frozenset({"clone", "detach", "alias", "contiguous"})
 _VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy"})
 _HARMLESS = frozenset(
@@ -226,8 +254,16 @@ _HARMLESS = frozenset(
 _NOT_DECOMPOSED: frozenset[str] = frozenset()
 
 
-def _same(a: Label, b: Label) -> bool:
-    return {f.ids.tobytes() for f in a.factors} == {f.ids.tobytes() for f in b.factors}
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors on one storage are the same elements in the same shape."""
+    return a.shape == b.shape and a.stride() == b.stride() and a.storage_offset() == b.storage_offset()
+
+
+def _shared_dimensions(a: torch.Tensor, b: torch.Tensor) -> dict[int, int]:
+    """Dimensions of ``a`` that ``b``, on the same storage, has as well: with the same stride and all its positions."""
+    place = {(b.stride(dim), size): dim for dim, size in enumerate(b.shape) if size > 1 and b.stride(dim) > 0}
+    found = {dim: place.get((a.stride(dim), size)) for dim, size in enumerate(a.shape)}
+    return {dim: other for dim, other in found.items() if other is not None}
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

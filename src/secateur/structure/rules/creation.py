@@ -1,10 +1,10 @@
-"""Operators that make tensors out of nothing: uniform ones are neutral, others are fixed constants."""
+"""Operators that make tensors out of nothing: uniform ones say nothing about units, others are fixed constants."""
 
 from __future__ import annotations
 
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Label
-from secateur.structure.rules.registry import Call, rule
+from secateur.structure.rules.registry import Call, freeze_all, rule
 
 __all__: list[str] = []
 
@@ -18,11 +18,6 @@ __all__: list[str] = []
     "new_ones",
     "new_full",
     "new_empty",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "scalar_tensor",
     "empty_strided",
     "new_empty_strided",
     "empty_permuted",
@@ -30,8 +25,38 @@ __all__: list[str] = []
     sizes=True,
 )
 def uniform(c: Coupling, call: Call) -> Label:
-    """One value everywhere: neutral, whatever its size (the trial sees sizes that do not follow a cut)."""
-    return Label(call.shape, neutral=True)
+    """One value everywhere, whatever its size (the trial sees sizes that do not follow a cut)."""
+    return Label(call.shape, uniform=frozenset(range(len(call.shape))))
+
+
+@rule("zeros_like", "ones_like", "full_like", "empty_like")
+def uniform_like(c: Coupling, call: Call) -> Label:
+    """One value everywhere, as wide as another tensor: its dimensions follow that tensor's units."""
+    return Label(call.shape, call.label("self").factors, uniform=frozenset(range(len(call.shape))))
+
+
+@rule("scalar_tensor")
+def scalar(c: Coupling, call: Call) -> Label:
+    """A number as a tensor: the trial compares it."""
+    return Label(call.shape)
+
+
+@rule(
+    "arange",
+    "linspace",
+    "logspace",
+    "eye",
+    "tril_indices",
+    "triu_indices",
+    "bartlett_window",
+    "blackman_window",
+    "hamming_window",
+    "hann_window",
+    "kaiser_window",
+)
+def constant(c: Coupling, call: Call) -> Label:
+    """Values that differ by position: fixed."""
+    return Label(call.shape)
 
 
 @rule(
@@ -42,15 +67,21 @@ def uniform(c: Coupling, call: Call) -> Label:
     "randint",
     "randint_like",
     "randperm",
-    "arange",
-    "linspace",
-    "logspace",
-    "eye",
-    "tril_indices",
-    "triu_indices",
-    "bartlett_window",
-    "hann_window",
+    "normal",
+    "uniform",
+    "random",
+    "exponential",
+    "cauchy",
+    "geometric",
+    "log_normal",
 )
-def constant(c: Coupling, call: Call) -> Label:
-    """Values that differ by position: fixed."""
+def random(c: Coupling, call: Call) -> Label:
+    """Random numbers differ by position, and a smaller model would draw others: fixed.
+
+    Masks of dropout are none of these: they are switched off where a cut is proven.
+    """
+    written = call.values["self"] if call.func._schema.is_mutable else None
+    like = call.name.endswith("_like")
+    given = [tensor for tensor in call.tensors() if tensor is not written and not like]
+    freeze_all(c, call.labels_of(given), "is the mean or scale of random numbers")
     return Label(call.shape)

@@ -12,27 +12,39 @@ from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Factor, Label
 from secateur.structure.rules.registry import Call, rule
 
-__all__ = ["meet", "pointwise"]
+__all__ = ["meet", "pointwise", "uniform_together"]
 
 #: Operators that map 0 in a weight to 0 in their result, whatever their other (not data) operands are.
 _ZERO_TO_ZERO = frozenset(
-    ["mul", "div", "neg", "abs", "relu", "tanh", "sign", "erf", "sin", "sinh", "asinh", "atan", "_to_copy", "clone", "detach", "alias", "lift_fresh", "positive", "view_as_real", "view_as_complex", "leaky_relu", "silu", "gelu", "square", "trunc"]
+    [
+        *("mul", "div", "neg", "abs", "relu", "tanh", "sign", "sgn", "erf", "erfinv", "sin", "sinh", "asin", "asinh"),
+        *("tan", "atan", "atanh", "expm1", "log1p", "square", "trunc", "ceil", "floor", "round", "frac", "positive"),
+        *("leaky_relu", "silu", "gelu", "mish", "hardswish", "elu", "celu", "hardshrink", "softshrink", "nan_to_num"),
+        *("_to_copy", "clone", "detach", "alias", "lift_fresh", "deg2rad", "rad2deg"),
+    ]
 )
+#: Operators that map 0 to 0 if all their operands are weights.
+_ZEROS_TO_ZERO = frozenset(["add", "sub", "maximum", "minimum", "fmax", "fmin", "hypot", "lerp"])
 #: Operators whose result is 0 where their first operand is.
 _ZERO_AT_ZERO = _ZERO_TO_ZERO - {"mul"} | {"native_dropout", "contiguous"}
 
+_MET_FIXED = "meets another tensor's dimension that cannot be cut"
 
-def meet(c: Coupling, labels: Sequence[Label], shape: Sequence[int], *, coarse: bool = False) -> tuple[Factor, ...]:
+
+def meet(
+    c: Coupling, labels: Sequence[Label], shape: Sequence[int], *, coarse: bool = False, joint: bool = False
+) -> tuple[Factor, ...]:
     """Factors of the element-wise combination of operands, broadcast to ``shape``.
 
     Units at equal positions are tied. A unit that meets a position which is not a unit's (another
-    tensor's fixed dimension of full extent, not neutral) is frozen; where its factor has further
+    tensor's fixed dimension of full extent, not uniform) is frozen; where its factor has further
     dimensions, it is only tied along the fixed ones. Where a factor meets another over fewer dimensions
     (heads x features and features), either they are cut along the shared ones together, or the smaller
     one is not cut: the solution decides, or, where ``coarse``, the shared ones it is (heads of an
-    attention's values follow its scores).
+    attention's values follow its scores). ``joint``: the operands are weights of which all must be zero
+    for the result to be.
     """
-    pieces: list[tuple[tuple[int, ...], Factor]] = []
+    pieces: list[Factor] = []
     fixed: set[int] = set()
     for label in labels:
         offset = len(shape) - len(label.shape)
@@ -43,15 +55,26 @@ def meet(c: Coupling, labels: Sequence[Label], shape: Sequence[int], *, coarse: 
             if ids is None:
                 continue
             dims = tuple(dim + offset for k, dim in enumerate(factor.dims) if k not in stretched)
-            pieces.append((dims, Factor(dims, ids)))
+            pieces.append(Factor(dims, ids))
             covered.update(dims)
-        if not label.neutral:
-            fixed.update(
-                dim + offset for dim, size in enumerate(label.shape) if size != 1 and dim + offset not in covered
-            )
-    reason = "meets another tensor's dimension that cannot be cut"
-    kept = [_drop(c, factor, fixed, reason) for _, factor in pieces]
-    return _merge(c, [factor for factor in kept if factor is not None], coarse)
+        fixed.update(
+            dim + offset
+            for dim, size in enumerate(label.shape)
+            if size != 1 and dim not in label.uniform and dim + offset not in covered
+        )
+    kept = [_drop(c, factor, fixed, _MET_FIXED) for factor in pieces]
+    return _merge(c, [factor for factor in kept if factor is not None], coarse or joint, joint)
+
+
+def uniform_together(labels: Sequence[Label], shape: Sequence[int]) -> frozenset[int]:
+    """Dimensions along which the element-wise combination of operands does not change."""
+    found = set(range(len(shape)))
+    for label in labels:
+        offset = len(shape) - len(label.shape)
+        for dim, size in enumerate(label.shape):
+            if dim not in label.uniform and not size == 1 != shape[dim + offset]:
+                found.discard(dim + offset)
+    return frozenset(found)
 
 
 def _drop(c: Coupling, factor: Factor, dims: set[int], reason: str) -> Factor | None:
@@ -63,7 +86,7 @@ def _drop(c: Coupling, factor: Factor, dims: set[int], reason: str) -> Factor | 
     return None if ids is None else Factor(tuple(d for d in factor.dims if d not in dims), ids)
 
 
-def _merge(c: Coupling, factors: list[Factor], coarse: bool) -> tuple[Factor, ...]:
+def _merge(c: Coupling, factors: list[Factor], coarse: bool, joint: bool) -> tuple[Factor, ...]:
     """Tie factors that share dimensions, so that none of the result's do."""
     reason = "meets a unit that is laid out along other dimensions"
     while True:
@@ -85,7 +108,9 @@ def _merge(c: Coupling, factors: list[Factor], coarse: bool) -> tuple[Factor, ..
     merged: dict[tuple[int, ...], Factor] = {}
     for factor in factors:
         first = merged.setdefault(factor.dims, factor)
-        c.tie(first.ids, factor.ids)
+        c.tie(first.ids, factor.ids, _MET_FIXED)
+        if joint:
+            c.join(first.ids, factor.ids)
     return tuple(merged.values())
 
 
@@ -93,12 +118,7 @@ def pointwise(c: Coupling, call: Call) -> Label:
     """The rule of every operator that torch tags as point-wise, and of some that it does not."""
     labels = call.all_labels()
     shape = call.shape
-    weight = (
-        call.name in _ZERO_TO_ZERO
-        and any(label.weight for label in labels)
-        and not any(label.data for label in labels)
-        and not (call.name == "div" and len(labels) > 1 and labels[1].factors)
-    )
+    weight, joint = _maps_zero_to_zero(call, labels)
     if not weight:
         for label in labels:
             if label.weight:
@@ -109,11 +129,32 @@ def pointwise(c: Coupling, call: Call) -> Label:
         labels = sorted(labels, key=lambda label: not label.weight)
     return Label(
         tuple(shape),
-        meet(c, labels, shape),
-        neutral=bool(labels) and all(label.neutral for label in labels),
+        meet(c, labels, shape, joint=joint),
+        uniform=uniform_together(labels, shape),
         weight=weight,
         vanishes=_vanishes(call),
     )
+
+
+def _maps_zero_to_zero(call: Call, labels: Sequence[Label]) -> tuple[bool, bool]:
+    """Whether the result is a weight, and whether all operands must be zero for it to be zero."""
+    if not any(label.weight for label in labels) or any(label.data for label in labels):
+        return False, False
+    name = call.name
+    if name in _ZEROS_TO_ZERO:
+        return len(labels) > 1 and all(label.weight for label in labels), True
+    if name == "div" and len(labels) > 1 and (labels[1].factors or not labels[0].weight):
+        return False, False
+    if name == "masked_fill":
+        return call.get("value") == 0 and labels[0].weight, False
+    if name == "pow":
+        exponent = call.get("exponent")
+        return isinstance(exponent, (int, float)) and exponent > 0 and labels[0].weight, False
+    if name in ("hardtanh", "clamp"):
+        low, high = call.get("min_val", call.get("min")), call.get("max_val", call.get("max"))
+        bounds = all(bound is None or isinstance(bound, (int, float)) for bound in (low, high))
+        return bounds and (low is None or low <= 0) and (high is None or high >= 0), False
+    return name in _ZERO_TO_ZERO, False
 
 
 def _vanishes(call: Call) -> bool:
@@ -123,15 +164,20 @@ def _vanishes(call: Call) -> bool:
         return any(label.vanishes for label in labels)
     if call.name in ("add", "sub"):
         return len(labels) == 2 and all(label.vanishes for label in labels)
-    return call.name in _ZERO_AT_ZERO and labels[0].vanishes
+    return call.name in _ZERO_AT_ZERO and bool(labels) and labels[0].vanishes
 
 
 @rule("copy")
 def copy(c: Coupling, call: Call) -> Label:
     """``self.copy_(src)``: the source's units, tied to those that were there before."""
-    target, source = call.label("self"), call.label("src")
-    factors = meet(c, [target, source], call.shape)
-    return Label(target.shape, factors, neutral=source.neutral and target.neutral)
+    operands = [call.label("self"), call.label("src")]
+    return Label(call.shape, meet(c, operands, call.shape), uniform=uniform_together(operands, call.shape))
+
+
+@rule("fill", "zero")
+def fill(c: Coupling, call: Call) -> Label:
+    """One value everywhere; the tensor stays as wide as its units."""
+    return Label(call.shape, call.label("self").factors, uniform=frozenset(range(len(call.shape))))
 
 
 @rule(
@@ -141,28 +187,27 @@ def copy(c: Coupling, call: Call) -> Label:
     "clone",
     "detach",
     "alias",
+    "alias_copy",
     "lift_fresh",
+    "lift_fresh_copy",
     "contiguous",
-    "fill",
     "masked_fill",
-    "zero",
     "resolve_conj",
     "resolve_neg",
     "_conj",
+    "_conj_physical",
+    "_neg_view",
+    "complex",
+    "polar",
+    "frexp",
     "rrelu_with_noise",
     "prelu",
     "_prelu_kernel",
-    "normal",
-    "uniform",
-    "random",
-    "exponential",
-    "glu_backward",
     "celu",
     "hardswish",
     "mish",
 )
-def also_pointwise(c: Coupling, call: Call) -> Label | list[Label]:
-    """Element by element, but not tagged so by torch (random draws among them: each element's own)."""
+def also_pointwise(c: Coupling, call: Call) -> list[Label]:
+    """Element by element, but not tagged so by torch, or with several results."""
     label = pointwise(c, call)
-    outputs = [out for out in call.out if out is not None] if isinstance(call.out, (tuple, list)) else [call.out]
-    return [label] * len(outputs)
+    return [label] * len(call.outputs)

@@ -16,9 +16,24 @@ import torch
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Factor, Label
 
-__all__ = ["Call", "Rule", "RuleEntry", "entry_for", "known_operators", "operator_name", "rule", "set_factors"]
+__all__ = [
+    "Call",
+    "Rule",
+    "RuleEntry",
+    "Uncovered",
+    "entry_for",
+    "freeze_all",
+    "known_operators",
+    "operator_name",
+    "rule",
+    "set_factors",
+]
 
 Rule = Callable[[Coupling, "Call"], "Label | Sequence[Label]"]
+
+
+class Uncovered(Exception):  # noqa: N818 - no error: the recorder answers it by freezing
+    """A rule does not cover this form of its operator: all units that meet it are frozen."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ class Call:
         self.func = func
         self.values = values
         self.out = out
+        self.numbers: list[int] = []
         self._label_of = label_of
 
     @property
@@ -59,23 +75,41 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the only, or the first, output."""
-        out = self.out if isinstance(self.out, torch.Tensor) else self.out[0]
-        return tuple(out.shape)
+        return tuple(self.outputs[0].shape)
+
+    @property
+    def outputs(self) -> list[torch.Tensor]:
+        """The tensors that it returned."""
+        listed = self.out if isinstance(self.out, (tuple, list)) else [self.out]
+        return [item for item in listed if isinstance(item, torch.Tensor)]
 
     def __getitem__(self, argument: str) -> Any:
+        if argument not in self.values:
+            raise Uncovered(argument)
         return self.values[argument]
 
     def get(self, argument: str, default: Any = None) -> Any:
         """An argument's value, or ``default`` where the overload has no such argument."""
         return self.values.get(argument, default)
 
+    def counts(self, size: int) -> None:
+        """Say that a size flows into the operator's numbers: the trial compares it."""
+        self.numbers.append(int(size))
+
+    def has(self, argument: str) -> bool:
+        """Whether that argument is a tensor in this call."""
+        return isinstance(self.values.get(argument), torch.Tensor)
+
     def label(self, argument: str) -> Label:
         """The label of a tensor argument."""
-        return self._label_of(self.values[argument])
+        tensor = self[argument]
+        if not isinstance(tensor, torch.Tensor):
+            raise Uncovered(argument)
+        return self._label_of(tensor)
 
     def labels(self, argument: str) -> list[Label]:
         """The labels of an argument that is a list of tensors."""
-        return [self._label_of(tensor) for tensor in self.values[argument]]
+        return [self._label_of(tensor) for tensor in self[argument]]
 
     def labels_of(self, tensors: Iterable[torch.Tensor]) -> list[Label]:
         """The labels of given tensors."""
@@ -96,15 +130,15 @@ class Call:
     def dim(self, argument: str = "dim", of: str = "self") -> int:
         """A dimension argument, counted from the front."""
         n = max(len(self.label(of).shape), 1)
-        return int(self.values[argument]) % n
+        return int(self[argument]) % n
 
     def dims(self, argument: str = "dim", of: str = "self") -> tuple[int, ...]:
         """A list of dimensions, counted from the front; all of them where none or an empty list is given."""
         n = len(self.label(of).shape)
-        given = self.values.get(argument)
-        if given is None or (isinstance(given, (list, tuple)) and not given):
+        listed = self.values.get(argument)
+        if listed is None or (isinstance(listed, (list, tuple)) and not listed):
             return tuple(range(n))
-        listed = given if isinstance(given, (list, tuple)) else [given]
+        listed = listed if isinstance(listed, (list, tuple)) else [listed]
         return tuple(sorted(int(dim) % max(n, 1) for dim in listed))
 
 
@@ -142,6 +176,15 @@ def known_operators() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
 
 
-def set_factors(label: Label, shape: Iterable[int], factors: Iterable[Factor | None]) -> Label:
+def set_factors(
+    label: Label, shape: Iterable[int], factors: Iterable[Factor | None], uniform: Iterable[int] = ()
+) -> Label:
     """A label of another shape; absent factors are left out."""
-    return label.with_factors(tuple(shape), [factor for factor in factors if factor is not None])
+    return label.with_factors(tuple(shape), [factor for factor in factors if factor is not None], uniform)
+
+
+def freeze_all(c: Coupling, labels: Iterable[Label], reason: str) -> None:
+    """Freeze every unit of some tensors."""
+    for label in labels:
+        for factor in label.factors:
+            c.freeze(factor.ids, reason)
