@@ -13,7 +13,7 @@ from torch import Tensor
 
 import secateur as sc
 from secateur.attach import attach
-from secateur.draws import GATES, live_of
+from secateur.draws import GATES, gates_of, live_of
 from secateur.errors import GateError
 from secateur.gates import ARM, DiffPrune, HardConcrete, Magnitude
 from secateur.pruner import Pruner
@@ -183,6 +183,25 @@ def test_the_projection_flips_and_says_so() -> None:
     assert report.compact.params == sum(p.numel() for p in small.parameters())
     x = images()
     torch.testing.assert_close(small.eval()(x), net.eval()(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.4, 0.6])
+def test_the_projection_leaves_no_room_that_a_unit_could_use(keep: float) -> None:
+    net, pruner, _ = made([Rule(), Rule(units="inputs", where="fc*")], budget=sc.Budget(keep_params=keep))
+    with torch.no_grad():
+        for parameter in pruner.gates.parameters():
+            parameter.add_(2 * torch.randn_like(parameter) - 0.5)
+    pruner.finalize()
+    units, gates = pruner._units, pruner.gates
+    is_open = units.open(gates.fixed())
+    scores = units.scores(gates.score(), is_open)
+    closed = torch.nonzero(~is_open & scores.isfinite()).flatten()
+    assert len(closed)
+    for unit in closed.tolist():
+        more = is_open.clone()
+        more[unit] = True
+        assert pruner.costs.exact(more).params > keep * pruner.costs.dense.params
+    assert gates_of(net) is gates
 
 
 def test_groups_for_an_optimizer() -> None:

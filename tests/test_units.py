@@ -69,6 +69,10 @@ def test_scores_of_different_methods_are_ranks_and_what_cannot_flip_is_infinite(
     assert spread[15:51].isinf().tolist() == [18 <= position < 27 for position in range(36)]
     assert spread[spread.isfinite()].max() < 1
     assert spread[:4].tolist() == [0.0, 0.1, 0.2, 0.3]
+    is_open[10:12] = False  # units of fc1, which only gated inputs read
+    coarse = units([*RULES, Rule(where="fc1")])
+    more = torch.cat([scores, torch.linspace(0, 1, 5).double()])
+    assert coarse.scores(more, is_open)[10:15].isinf().tolist() == [True, True, False, False, False]
     alike = units([RULES[0], Rule(where=("stem", "inner"), init_open=0.3)])
     assert torch.equal(alike.scores(scores, is_open)[:4], scores[41:45])
 

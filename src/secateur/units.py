@@ -99,8 +99,9 @@ class Units:
     def scores(self, scores: Tensor, is_open: Tensor) -> Tensor:
         """Order in which units are closed, ``(U,)``, from that of the gates ``(Z,)``.
 
-        Infinite where nothing is to be flipped: units without a gate, and inputs whose owner is closed. Scores of
-        different methods have no common scale, so their ranks within the rule are compared.
+        Infinite where flipping one unit alone has no effect: units without a gate, inputs whose owner is closed, and
+        closed owners that only gated inputs read. Scores of different methods have no common scale, so their ranks
+        within the rule are compared.
 
         Args:
             scores: ``(Z,)``, larger stays longer.
@@ -110,9 +111,10 @@ class Units:
             scores = torch.cat([_ranks(scores[part]) for part in self._rules])
         spread = scores.new_full((self._sources.shape[1],), torch.inf)
         spread = spread.index_copy(0, self._targets.to(scores.device), scores)
-        return spread.masked_fill(
-            ~is_open[self._owner_of.to(is_open.device)] & self._owned.to(is_open.device), torch.inf
-        )
+        owner, owned, once = (part.to(is_open.device) for part in (self._owner_of, self._owned, self._read_once))
+        idle = ~is_open[owner] & owned
+        idle[once] |= ~is_open[once]
+        return spread.masked_fill(idle, torch.inf)
 
     def keep(self, is_open: Tensor) -> Keep:
         """Open units of every counted group that loses some, from bool ``(U,)``."""
