@@ -73,7 +73,7 @@ def group_units(
     free = (solution.frozen < 0) & has_consumer
     free[component[0]] = False
 
-    ids = np.arange(1, coupling.n_ids)
+    ids = np.arange(1, sites.starts[-1])  # those beyond are of tensors that the model made while it ran
     ids = ids[free[component[ids]]]
     signature = _signatures(component[ids], 2 * site_of[ids] + consumer_ids[ids], n, 2 * len(sites))
     first_id = np.full(n, coupling.n_ids, dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.structure.coupling import Coupling
-from secateur.structure.ids import Label
+from secateur.structure.ids import Factor, Label
 from secateur.structure.rules.registry import Call, freeze_all, rule
 
 __all__: list[str] = []
@@ -25,8 +25,14 @@ __all__: list[str] = []
     sizes=True,
 )
 def uniform(c: Coupling, call: Call) -> Label:
-    """One value everywhere, whatever its size (the trial sees sizes that do not follow a cut)."""
-    return Label(call.shape, uniform=frozenset(range(len(call.shape))))
+    """One value everywhere, whatever its size (the trial sees sizes that do not follow a cut).
+
+    Its dimensions get ids of their own all the same: two units' dimensions that both meet this tensor have one
+    size, as the heads of all layers to which one empty position bias is added.
+    """
+    shape = call.shape
+    fresh = [Factor((dim,), c.new_ids(size)) for dim, size in enumerate(shape) if size > 1 and c.recording]
+    return Label(shape, tuple(fresh), uniform=frozenset(range(len(shape))))
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like")

@@ -46,7 +46,8 @@ def meet(
     """
     pieces: list[Factor] = []
     fixed: set[int] = set()
-    for label in labels:
+    # Units of uniform tensors come last: the result keeps the ids of the others.
+    for label in sorted(labels, key=lambda label: label.neutral):
         offset = len(shape) - len(label.shape)
         covered: set[int] = set()
         for factor in label.factors:
