@@ -19,7 +19,7 @@ from secateur.loading import accept_dense_keys, refuse_dense_keys
 from secateur.placement import gated_sites, maps_of, place, strip
 from secateur.probe import probe
 from secateur.pruner import Pruner
-from secateur.rule import Chosen, Rule, choose
+from secateur.rule import Chosen, Rule, choose, with_custom
 from secateur.structure.example import Examples, as_examples
 from secateur.structure.groups import Structure
 from secateur.structure.tensors import listed, misfits, named_tensors
@@ -90,7 +90,9 @@ def attach(
         structure = trace(model, examples)
     if problems := misfits(model, structure.shapes):
         raise GateError(f"the structure is not of this model: {listed(problems)}. Trace the model as it is now")
-    chosen = choose(model, structure, [Rule()] if gates is None else list(gates), method)
+    rules = [Rule()] if gates is None else list(gates)
+    structure = with_custom(structure, rules)
+    chosen = choose(model, structure, rules, method)
     units = Units(structure, chosen)
     costs = CostModel(units.counted)
     goal = budget if budget is not None else penalty

@@ -86,6 +86,7 @@ class CostModel:
     Attributes:
         dense: cost with every unit open.
         least: cost with one unit left in every group, the smallest that a cut can reach.
+        floor: units of each group that a cut leaves at least, int64 ``(G,)``.
         sizes: units of each group, ``(G,)`` numbers.
         total: ``U``.
         segment: int64 ``(U,)``, the group of each unit.
@@ -122,7 +123,9 @@ class CostModel:
         self._counting = _Counting(structure.axes, terms, owner, len(self.sizes))
         self.segment: Tensor = self._tables[torch.device("cpu")].segment
         self.dense: Cost = self.count(self.sizes)
-        self.least: Cost = self.count([min(size, 1) for size in self.sizes])
+        #: units of each group that a cut leaves at least, ``(G,)``
+        self.floor: NDArray[np.int64] = np.array([min(g.size, g.least) for g in structure.groups], dtype=np.int64)
+        self.least: Cost = self.count(self.floor)
 
     def expected(self, prob_open: Tensor, kind: Kind = "params") -> Tensor:
         """Expected cost for independent units, differentiable.
@@ -170,13 +173,18 @@ class CostModel:
     def exact(self, is_open: Tensor) -> Cost:
         """Cost of the model that is left when the closed units are cut out.
 
-        A group without an open unit counts as one unit, as a cut leaves it.
+        A group without an open unit counts as one unit, as a cut leaves it (but for a single custom unit, of which a
+        part is left that the polynomials count as fixed).
 
         Args:
             is_open: bool ``(U,)``.
         """
         self._check_units(is_open)
-        return self.count(np.maximum(self.n_open(is_open), 1))
+        return self.cut(self.n_open(is_open))
+
+    def cut(self, n_open: NDArray[np.int64]) -> Cost:
+        """Cost of what a cut leaves of so many open units of each group, ``(G,)``."""
+        return self.count(np.maximum(n_open, self.floor))
 
     def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
         """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``. Only these numbers leave a device."""
@@ -205,7 +213,7 @@ class CostModel:
     @cached_property
     def largest_term(self) -> dict[Kind, str]:
         """For each kind the label of the term that costs most in the least model: what keeps it large."""
-        least = self._counting.by_term(np.minimum(np.asarray(self.sizes, dtype=np.int64), 1))
+        least = self._counting.by_term(self.floor)
         split = len(self.structure.param_terms)
         parts = (self.structure.param_terms, least[:split]), (self.structure.mac_terms, least[split:])
         labels = (terms[int(np.argmax(cost))].label if terms else "" for terms, cost in parts)

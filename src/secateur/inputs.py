@@ -129,9 +129,9 @@ def _dense_axis(structure: Structure, group: Group) -> Axis:
     for number, structured in enumerate(structure.groups):
         for member in structured.members:
             if (member.tensor, member.dim) == (group.members[0].tensor, CONTRACTED):
-                found[number] += member.index.shape[1]
+                found[number] += member.index.shape[1] - member.stays
     owned = sum(structure.groups[number].size * count for number, count in found.items())
-    return Axis(group.size - owned, tuple(sorted(found.items())))
+    return Axis(group.size - owned, tuple(sorted((number, count) for number, count in found.items() if count)))
 
 
 def _rewritten(term: Term, dense: Axis, axis: int, axes: Sequence[Axis]) -> Term:

@@ -54,7 +54,8 @@ def flips(
         found = torch.topk(ranking, min(look, n_movable), largest=not closing).indices.cpu().numpy()
         groups = segment[torch.from_numpy(found).to(segment.device)].cpu().numpy()
         # Without the last open unit of each group, and without groups that are closed.
-        allowed = _occurrence(groups) < n_open[groups] - 1 if closing else n_open[groups] > 0
+        floor = costs.floor[groups]
+        allowed = _occurrence(groups) < n_open[groups] - floor if closing else n_open[groups] >= floor
         found, groups = found[allowed], groups[allowed]
         step = -1 if closing else 1
 
@@ -119,7 +120,7 @@ def project_onto(costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapp
 
 def fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> bool:
     """Whether a model with so many units of each group, ``(G,)``, is within the limits."""
-    cost = costs.count(np.maximum(n_open, 1))
+    cost = costs.cut(n_open)
     return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
 
 
@@ -143,9 +144,9 @@ def _refill(
     by_group: dict[int, NDArray[np.int64]] = {}
     for group in np.unique(segment).tolist():
         own = closed[ends[group] : ends[group + 1]]
-        if n_open[group]:
+        if n_open[group] >= costs.floor[group]:
             by_group[group] = own[np.argsort(-scores.numpy()[own], kind="stable")]
-    now = costs.count(np.maximum(n_open, 1))
+    now = costs.cut(n_open)
     total = {kind: max(getattr(costs.dense, kind), 1) for kind in KINDS}
 
     def added(group: int, number: int) -> NDArray[np.int64]:
@@ -154,7 +155,7 @@ def _refill(
         return more
 
     def size(group: int) -> float:
-        with_one = costs.count(np.maximum(added(group, 1), 1))
+        with_one = costs.cut(added(group, 1))
         return float(max((getattr(with_one, kind) - getattr(now, kind)) / total[kind] for kind in limits))
 
     def key(group: int, position: int) -> float:

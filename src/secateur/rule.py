@@ -16,7 +16,7 @@ from secateur.errors import GateError
 from secateur.gates import METHODS, HardConcrete, Method, method_from_name
 from secateur.inputs import inputs
 from secateur.structure.groups import Group, Structure
-from secateur.structure.tensors import listed, slots_of
+from secateur.structure.tensors import Slot, listed, slots_of
 
 __all__ = ["UNITS", "Chosen", "Rule", "Where", "choose"]
 
@@ -30,9 +30,10 @@ class Rule:
     """Which units get gates, and of which method.
 
     Args:
-        units: ``"structured"``, every group that the trace found; or ``"inputs"``, every single input of linear and
-            convolutional layers, the model's own inputs included: finer than a group, or where there is none. Where a
-            structured and an inputs gate meet, they multiply.
+        units: ``"structured"``, every group that the trace found, without what custom groups of other rules take of it;
+            ``"inputs"``, every single input of linear and convolutional layers, the model's own inputs included: finer
+            than a group, or where there is none; or groups: those of ``structure.custom`` and of ``structure.groups``.
+            Where a structured and an inputs gate meet, they multiply.
         where: narrows the choice: a pattern for names (of groups, for ``"inputs"`` of layers; ``*`` and ``?`` as in
             file names), the class of the module that carries the units (for ``"inputs"`` of the layer), a predicate of
             the group, or a tuple of these, of which one must hold. All by default.
@@ -41,7 +42,7 @@ class Rule:
         init_open: open chance at the start, in (0, 1), instead of the method's own.
 
     Raises:
-        GateError: ``units`` is no kind that there is.
+        GateError: ``units`` is no kind that there is, and no groups.
 
     Example:
         >>> import torch, secateur as sc
@@ -52,15 +53,17 @@ class Rule:
         [('0', 'structured', 8), ('0.inputs', 'inputs', 4)]
     """
 
-    units: str = "structured"
+    units: str | Sequence[Group] = "structured"
     where: Where | None = None
     exclude: Where | None = None
     method: Method | str | None = None
     init_open: float | None = None
 
     def __post_init__(self) -> None:
-        if self.units not in UNITS:
-            raise GateError(f"Rule: units={self.units!r}; expected one of {', '.join(map(repr, UNITS))}")
+        if isinstance(self.units, (list, tuple)):
+            object.__setattr__(self, "units", tuple(self.units))
+        if self.units not in UNITS if isinstance(self.units, str) else not _are_groups(self.units):
+            raise GateError(f"Rule: units={self.units!r}; expected one of {', '.join(map(repr, UNITS))}, or groups")
 
     def takes(self, group: Group, module: nn.Module, name: str | None = None) -> bool:
         """Whether the rule is for a group, carried by ``module``, under its own name or another one."""
@@ -112,7 +115,7 @@ def choose(
     for number, rule in enumerate(rules):
         if not isinstance(rule, Rule):
             raise GateError(f"gates[{number}] is a {type(rule).__name__}, expected an sc.Rule")
-        groups = UNITS[rule.units](model, structure, rule)
+        groups = (UNITS[rule.units] if isinstance(rule.units, str) else named)(model, structure, rule)
         problems += [
             f"{group.name!r} by gates[{taken[group.name]}] and gates[{number}]"
             for group in groups
@@ -125,18 +128,69 @@ def choose(
     return tuple(chosen)
 
 
+def with_custom(structure: Structure, rules: Sequence[Rule]) -> Structure:
+    """The structure, with the custom groups that rules name in place of what they are made of.
+
+    Raises:
+        TraceError: these groups do not fit the structure, or each other.
+    """
+    asked = {
+        id(group): group
+        for rule in rules
+        if isinstance(rule, Rule) and not isinstance(rule.units, str)
+        for group in rule.units
+    }
+    known = {group.name for group in structure.groups}
+    custom = [_custom(structure, group) for group in asked.values() if group.name not in known]
+    return structure.regrouped(custom) if custom else structure
+
+
+def _custom(structure: Structure, group: Group) -> Group:
+    """A custom group as it is; one that was put together by hand, completed by all that is coupled to it."""
+    if group.kind == "custom":
+        return group
+    return structure.custom(group.name, {(member.tensor, member.dim): member.index for member in group.members})
+
+
+def named(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ...]:
+    """The groups that a rule names."""
+    found, slots = [], slots_of(model)
+    for asked in rule.units:
+        assert isinstance(asked, Group)
+        group = structure.group(asked.name)
+        if group.kind != "custom" and [m.index.shape for m in group.members] != [m.index.shape for m in asked.members]:
+            raise GateError(
+                f"units: the group {asked.name!r} is not that of this structure: it has {asked.size} units, expected "
+                f"{group.size}. Name groups of the structure that is attached, or give custom ones names of their own"
+            )
+        if rule.takes(group, _carrier(slots, group)):
+            found.append(group)
+    if not found:
+        raise GateError(
+            f"where={rule.where!r} leaves none of the groups {listed([group.name for group in rule.units])}"
+        )
+    return tuple(found)
+
+
 def structured(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ...]:
     """The groups that the trace found."""
     slots = slots_of(model)
-
-    def carrier(group: Group) -> nn.Module:
-        member = next((member for member in group.members if member.carrier), group.members[0])
-        return slots[member.tensor].owner
-
-    groups = tuple(group for group in structure.groups if rule.takes(group, carrier(group)))
+    groups = tuple(
+        group for group in structure.groups if group.kind != "custom" and rule.takes(group, _carrier(slots, group))
+    )
     if not groups:
         raise GateError(_nothing(structure, rule))
     return groups
+
+
+def _carrier(slots: Mapping[str, Slot], group: Group) -> nn.Module:
+    """The module that first carries the units of a group."""
+    member = next((member for member in group.members if member.carrier), group.members[0])
+    return slots[member.tensor].owner
+
+
+def _are_groups(units: object) -> bool:
+    return isinstance(units, tuple) and bool(units) and all(isinstance(group, Group) for group in units)
 
 
 def _nothing(structure: Structure, rule: Rule) -> str:

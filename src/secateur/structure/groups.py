@@ -7,7 +7,7 @@ of one tensor (its multiplicity), ``G`` groups of a structure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from secateur.errors import TraceError
+from secateur.structure.custom import Parts, custom_group, regrouped
 from secateur.structure.cut import CutPlan
+from secateur.structure.table import table
 
 __all__ = ["Attribute", "Axis", "Cost", "Frozen", "Group", "Keep", "Member", "NormWidth", "Structure", "Term"]
 
@@ -35,6 +37,7 @@ class Member:
         carrier: whether the slices also carry the unit's values onward (a producer's rows, a bias,
             a normalisation's affine parameters). A tied tensor can be both.
         rescaled: whether this is the weight of an RMSNorm over the units, which only rescales them.
+        stays: how many of a single custom unit's positions, the first ones, a cut leaves even if it is closed.
     """
 
     tensor: str
@@ -43,6 +46,7 @@ class Member:
     consumer: bool
     carrier: bool
     rescaled: bool = False
+    stays: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,21 @@ class Group:
         name: unique in its structure; the module that first carries the units.
         size: number of units ``U``.
         members: every slice that goes with a unit; at least one is a consumer.
-        kind: ``"structured"`` for groups that the trace found, ``"inputs"`` for single inputs of one layer.
+        kind: ``"structured"`` for groups that the trace found, ``"inputs"`` for single inputs of one layer,
+            ``"custom"`` for those that `Structure.custom` makes.
+        parts: of a custom group, the names of traced groups, and int64 ``(U, k)``, their units in each of its units.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
     kind: str = "structured"
+    parts: tuple[tuple[str, NDArray[np.int64]], ...] = ()
+
+    @property
+    def least(self) -> int:
+        """Units that always stay: one, but none of a single custom unit, of which a part stays instead."""
+        return 0 if self.kind == "custom" and self.size == 1 else 1
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -98,6 +110,12 @@ class Frozen:
     reason: str
     operator: str = ""
     module: str = ""
+
+    @property
+    def place(self) -> str:
+        """Operator and module in brackets, to follow the reason; "" where there are none."""
+        at = f" in {self.module}" if self.module else ""
+        return f" ({self.operator}{at})" if self.operator else at
 
 
 @dataclass(frozen=True)
@@ -192,8 +210,7 @@ class Structure:
         keep = keep or {}
         for name in keep:
             self.group(name)
-        n_open = [len(keep[group.name]) if group.name in keep else group.size for group in self.groups]
-        n_open = [max(count, 1) for count in n_open]
+        n_open = [_count(group, keep) for group in self.groups]
         sizes = [axis.fixed + sum(times * n_open[g] for g, times in axis.per_group) for axis in self.axes]
 
         def total(terms: tuple[Term, ...]) -> int:
@@ -211,14 +228,14 @@ class Structure:
                 continue
             closed = np.ones(group.size, dtype=bool)
             kept = keep[group.name].detach().cpu().numpy()
-            closed[kept if len(kept) else np.zeros(1, dtype=np.int64)] = False
+            closed[kept if len(kept) else np.arange(group.least)] = False
             if not closed.any():
                 continue
             for member in group.members:
                 mask = gone.setdefault(member.tensor, {}).setdefault(
                     member.dim, np.zeros(self.shapes[member.tensor][member.dim], dtype=bool)
                 )
-                mask[member.index[closed].ravel()] = True
+                mask[member.index[closed, member.stays :].ravel()] = True
         return CutPlan(
             tensors={
                 name: {dim: tuple(np.flatnonzero(~mask).tolist()) for dim, mask in dims.items()}
@@ -235,6 +252,43 @@ class Structure:
             },
         )
 
+    def custom(self, name: str, parts: Parts) -> Group:
+        """A group of units of your own making: blocks of channels, a layer's heads as one, units of several layers.
+
+        It gates, masks, cuts and counts like any other group, in the structure that `regrouped` gives or by
+        ``sc.Rule(units=[group])``. A group with a single unit may lose it: then one of each kind of its traced units is
+        left, with zeros where it is read.
+
+        Args:
+            name: of the group.
+            parts: what the units are made of: unit i is the union of what row i of every entry names. An entry's key is
+                a group's name, and its rows name units of that; or a tensor's name and a dimension, and its rows name
+                positions there. What is coupled to them comes along.
+
+        Raises:
+            TraceError: a row names what is frozen, or only part of a traced unit: the message says which and why; or
+                the units are not alike, or one traced unit is in two of them.
+
+        Example:
+            >>> import secateur as sc
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> structure = sc.trace(net, examples=(torch.zeros(1, 4),))
+            >>> blocks = structure.custom("blocks", {("0.weight", 0): [[0, 1, 2, 3], [4, 5, 6, 7]]})
+            >>> [(member.tensor, member.dim) for member in blocks.members]
+            [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
+            >>> sc.compact(net, structure.regrouped([blocks]), {"blocks": torch.tensor([1])})[0].out_features
+            4
+        """
+        return custom_group(self, name, parts)
+
+    def regrouped(self, groups: Sequence[Group]) -> Structure:
+        """This structure with custom groups in place of the units that they are made of; the others stay as they are.
+
+        Raises:
+            TraceError: two of them share a unit or a name, or one was made from another structure.
+        """
+        return regrouped(self, groups)
+
     def why_frozen(self, name: str) -> str:
         """Why the module or tensor of that name, or what lies below it, cannot lose units.
 
@@ -246,14 +300,15 @@ class Structure:
         if not below:
             raise TraceError(f"{name!r} is not a parameter, a buffer or a module that holds any.")
         lines = [
-            f"{f.tensor}, dimension {f.dim}: {_count(f)} {f.reason}{_place(f)}"
+            f"{f.tensor}, dimension {f.dim}: {'the one position' if f.count == 1 else f'{f.count} positions: each'}"
+            f" {f.reason}{f.place}"
             for f in self.frozen
             if f.tensor in below
         ]
         return "\n".join(lines) or f"Nothing of {name} is frozen."
 
     def __str__(self) -> str:
-        return describe(self)
+        return table(self)
 
 
 @dataclass(frozen=True)
@@ -297,54 +352,9 @@ class NormWidth:
 
 
 def _length(axis: Axis, groups: tuple[Group, ...], keep: Keep) -> int:
-    return axis.fixed + sum(
-        times * max(len(keep[groups[g].name]) if groups[g].name in keep else groups[g].size, 1)
-        for g, times in axis.per_group
-    )
+    return axis.fixed + sum(times * _count(groups[g], keep) for g, times in axis.per_group)
 
 
-def _times(multiplicity: int) -> str:
-    return f"x{multiplicity}" if multiplicity > 1 else ""
-
-
-def _count(frozen: Frozen) -> str:
-    return "the one position" if frozen.count == 1 else f"{frozen.count} positions: each"
-
-
-def _place(frozen: Frozen) -> str:
-    at = f" in {frozen.module}" if frozen.module else ""
-    return f" ({frozen.operator}{at})" if frozen.operator else at
-
-
-def describe(structure: Structure) -> str:
-    """The table that ``print(structure)`` shows: groups, what is at stake in each, and what is frozen."""
-    dense = structure.cost()
-    lines = [
-        (
-            f"{len(structure.groups)} groups, {sum(group.size for group in structure.groups)} units; "
-            f"{dense.params:,} parameters, {dense.macs:,} MACs"
-        ),
-        f"{'group':<40} {'units':>6} {'params/unit':>12} {'MACs/unit':>14}  members",
-    ]
-    for group in structure.groups:
-        fewer = structure.cost({group.name: torch.arange(group.size - 1)})
-        members = ", ".join(
-            f"{m.tensor}[{m.dim}]{_times(m.index.shape[1])}{'*' if m in group.gated else ''}" for m in group.members[:6]
-        )
-        more = f", and {len(group.members) - 6} more" if len(group.members) > 6 else ""
-        lines.append(
-            f"{group.name:<40} {group.size:>6} {dense.params - fewer.params:>12,} {dense.macs - fewer.macs:>14,}  "
-            f"{members}{more}"
-        )
-    lines.append("(* = where a gate acts; xN = positions that one unit has there)")
-    lines.extend(f"note: {note}" for note in structure.notes)
-    reasons: dict[str, list[str]] = {}
-    for frozen in structure.frozen:
-        reasons.setdefault(f"{frozen.reason}{_place(frozen)}", []).append(f"{frozen.tensor}[{frozen.dim}]")
-    lines.append(f"frozen: {len(structure.frozen)} tensor dimensions")
-    for reason, where in sorted(reasons.items(), key=lambda item: -len(item[1]))[:20]:
-        shown = ", ".join(where[:4]) + (f", and {len(where) - 4} more" if len(where) > 4 else "")
-        lines.append(f"  {reason}: {shown}")
-    if len(reasons) > 20:
-        lines.append(f"  and {len(reasons) - 20} more reasons: structure.frozen, structure.why_frozen(name)")
-    return "\n".join(lines)
+def _count(group: Group, keep: Keep) -> int:
+    """Units of a group that a cut leaves."""
+    return max(len(keep[group.name]), group.least) if group.name in keep else group.size

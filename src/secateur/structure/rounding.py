@@ -29,7 +29,7 @@ def rounded_keep(structure: Structure, keep: Keep, round_to: int) -> dict[str, t
         round_to: the number, at least 1; 1 adds nothing.
 
     Returns:
-        The units that stay, ascending, for every group in ``keep``; at least one of each.
+        The units that stay, ascending, for every group in ``keep``.
 
     Raises:
         CompactionError: ``round_to`` is no positive integer.
@@ -52,14 +52,14 @@ def rounded_keep(structure: Structure, keep: Keep, round_to: int) -> dict[str, t
         if name not in fine:
             group = structure.group(name)
             axes = _own_axes(structure.widths, numbers[name])
-            rounded[name] = _filled(group.size, keep[name], np.arange(group.size), axes, round_to)
+            rounded[name] = _filled(group, keep[name], np.arange(group.size), axes, round_to)
     if fine:
         before, after = (structure.plan({k: v for k, v in kept.items() if k not in fine}) for kept in (keep, rounded))
         for name in fine:
             group = structure.group(name)
             live = np.intersect1d(_offered(group, before), keep[name].detach().cpu().numpy())
             one_each = (Axis(0, ((0, 1),)),)
-            rounded[name] = _filled(group.size, torch.from_numpy(live), _offered(group, after), one_each, round_to)
+            rounded[name] = _filled(group, torch.from_numpy(live), _offered(group, after), one_each, round_to)
     return {name: rounded[name] for name in keep}
 
 
@@ -72,11 +72,11 @@ def _own_axes(widths: tuple[Axis, ...], group: int) -> tuple[Axis, ...]:
 
 
 def _filled(
-    size: int, kept: torch.Tensor, candidates: NDArray[np.int64], axes: tuple[Axis, ...], round_to: int
+    group: Group, kept: torch.Tensor, candidates: NDArray[np.int64], axes: tuple[Axis, ...], round_to: int
 ) -> torch.Tensor:
     """The kept ones and as many of the first candidates as make the most axes multiples."""
-    stays = np.zeros(size, dtype=bool)
-    stays[kept.detach().cpu().numpy() if len(kept) else candidates[:1]] = True
+    stays = np.zeros(group.size, dtype=bool)
+    stays[kept.detach().cpu().numpy() if len(kept) else candidates[: group.least]] = True
     counts = np.arange(stays.sum(), max(len(candidates), stays.sum()) + 1)
     fits = np.zeros(len(counts), dtype=np.int64)
     for axis in axes:
