@@ -20,6 +20,7 @@ from string import ascii_letters
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -236,20 +237,37 @@ def row(operator: Callable[..., Any], *parts: Given | str, trial: bool = False) 
 
 
 def hold(one: Row) -> None:
-    """Hold an operator to the law, alone and within a model."""
-    if not one.trial:
-        verdict = law(one.operator, *one.givens)
-        assert verdict.patterns() == one.patterns
-        reasons = verdict.reasons()
-        assert bool(reasons) == bool(one.reason), reasons
-        assert any(one.reason in reason for reason in reasons) or not one.reason, reasons
+    """Hold an operator to the law."""
+    verdict = law(one.operator, *one.givens)
+    assert verdict.patterns() == one.patterns
+    reasons = verdict.reasons()
+    assert bool(reasons) == bool(one.reason), reasons
+    assert any(one.reason in reason for reason in reasons) or not one.reason, reasons
+
+
+def hold_in_a_model(one: Row) -> None:
+    """Put an operator between producers and consumers, trace, and compare masked with cut."""
     model = Around(one)
-    structure = check_cut(model, *model.inputs())
+    structure = check_cut(model, *model.inputs(), seeds=range(2))
     if one.trial:
         assert not structure.groups
         assert any(one.reason in frozen.reason for frozen in structure.frozen), {f.reason for f in structure.frozen}
     elif all(len(given.units) <= 1 or given.weight for given in one.givens):
         assert sum(group.size for group in structure.groups) == _n_units(one.patterns)
+
+
+def alone(rows: Mapping[str, Row]) -> list[Any]:
+    """Parameters of the test that calls `hold`."""
+    return [pytest.param(one, id=name) for name, one in rows.items() if not one.trial]
+
+
+def in_models(rows: Mapping[str, Row]) -> list[Any]:
+    """Parameters of the test that calls `hold_in_a_model`; plain ones, all free or all frozen, are slow together."""
+    return [pytest.param(one, id=name, marks=pytest.mark.slow if _plain_row(one) else ()) for name, one in rows.items()]
+
+
+def _plain_row(one: Row) -> bool:
+    return not one.trial and all(len(set(p)) == len(p) or set(p) == {"."} for p in one.patterns)
 
 
 def _n_units(patterns: Sequence[str]) -> int:

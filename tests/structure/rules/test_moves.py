@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.law import Row, check_cut, conv_net, given, hold, row, sizes
+from tests.law import Row, alone, check_cut, conv_net, given, hold, hold_in_a_model, in_models, row, sizes
 
 H = given((2, 8, 3), 1)
 IM = given((2, 8, 4, 4), 1)
@@ -59,9 +59,14 @@ ROWS: dict[str, Row] = {
 }
 
 
-@pytest.mark.parametrize("one", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("one", alone(ROWS))
 def test_commutes_with_removal(one: Row) -> None:
     hold(one)
+
+
+@pytest.mark.parametrize("one", in_models(ROWS))
+def test_in_a_model(one: Row) -> None:
+    hold_in_a_model(one)
 
 
 def test_pixel_shuffle_drops_all_the_channels_of_a_pixel() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.law import Row, check_cut, given, hold, linear_net, row, sizes
+from tests.law import Row, alone, check_cut, given, hold, hold_in_a_model, in_models, linear_net, row, sizes
 
 H = given((2, 8, 3), 1)
 G = given((2, 5, 3), 1)
@@ -73,9 +73,14 @@ ROWS: dict[str, Row] = {
 }
 
 
-@pytest.mark.parametrize("one", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("one", alone(ROWS))
 def test_commutes_with_removal(one: Row) -> None:
     hold(one)
+
+
+@pytest.mark.parametrize("one", in_models(ROWS))
+def test_in_a_model(one: Row) -> None:
+    hold_in_a_model(one)
 
 
 def test_glu_has_a_unit_for_each_pair() -> None:

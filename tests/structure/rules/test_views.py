@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.law import Row, given, hold, linear_net, row
+from tests.law import Row, alone, given, hold, hold_in_a_model, in_models, linear_net, row
 from tests.law import check_cut as check
 
 H = given((2, 8, 3), 1)
@@ -70,9 +70,14 @@ ROWS: dict[str, Row] = {
 }
 
 
-@pytest.mark.parametrize("one", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("one", alone(ROWS))
 def test_commutes_with_removal(one: Row) -> None:
     hold(one)
+
+
+@pytest.mark.parametrize("one", in_models(ROWS))
+def test_in_a_model(one: Row) -> None:
+    hold_in_a_model(one)
 
 
 def test_expansion_by_another_tensors_shape_fails_the_trial_where_that_shape_stays() -> None:
