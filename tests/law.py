@@ -100,6 +100,7 @@ def law(operator: Callable[..., Any], *givens: Given, seeds: Iterable[int] = ran
     """Hold an operator to the law and say what its rule said."""
     coupling = Coupling()
     factors = tuple(tuple(Factor((dim,), coupling.new_ids(one.shape[dim])) for dim in one.units) for one in givens)
+    coupling.first_made = coupling.n_ids
     tensors = [one.drawn(number) for number, one in enumerate(givens)]
     _, labels = _recorded(operator, tensors, _labels(givens, factors), coupling)
     verdict = Verdict(coupling, coupling.solve(), factors)
@@ -165,6 +166,8 @@ def _check_labels_and_numbers(
         restricted = a
         want: dict[tuple[int, ...], np.ndarray] = {}
         for factor in wide_label.factors:
+            if verdict.coupling.made(factor.ids):
+                continue  # only what the given tensors carry is cut here
             mask_ = stays[factor.ids]
             along = [
                 np.flatnonzero(mask_.any(axis=tuple(k for k in range(mask_.ndim) if k != axis)))
@@ -287,6 +290,7 @@ class Around(nn.Module):
         self.one = one
         coupling = Coupling()
         factors = tuple(tuple(Factor((d,), coupling.new_ids(g.shape[d])) for d in g.units) for g in one.givens)
+        coupling.first_made = coupling.n_ids
         _, labels = _recorded(
             one.operator, [g.drawn(k) for k, g in enumerate(one.givens)], _labels(one.givens, factors), coupling
         )

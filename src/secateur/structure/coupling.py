@@ -80,6 +80,7 @@ class Coupling:
     widths: list[Ids] = field(default_factory=list)
     joined: list[tuple[Ids, Ids]] = field(default_factory=list)
     count_products: bool = True
+    first_made: int = np.iinfo(np.int64).max
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _frozen: list[tuple[Ids, int]] = field(default_factory=list)
     _freezes: list[Freeze] = field(default_factory=list)
@@ -92,6 +93,10 @@ class Coupling:
         ids = np.arange(self.n_ids, self.n_ids + count, dtype=np.int64)
         self.n_ids += count
         return ids
+
+    def made(self, ids: Ids) -> bool:
+        """Whether ids are of a tensor that the model made while it ran, not of parameters and buffers."""
+        return bool((ids >= self.first_made).all())
 
     def tie(self, a: Ids, b: Ids, reason: str = "meets a dimension that cannot be cut") -> None:
         """Say that ids at equal positions (after broadcasting) go together; an id tied to 0 is frozen."""

@@ -19,7 +19,10 @@ from secateur.structure.custom import Parts, custom_group, regrouped
 from secateur.structure.cut import CutPlan
 from secateur.structure.table import table
 
-__all__ = ["Attribute", "Axis", "Cost", "Frozen", "Group", "Keep", "Member", "NormWidth", "Structure", "Term"]
+__all__ = ["FLAT", "Attribute", "Axis", "Cost", "Frozen", "Group", "Keep", "Member", "NormWidth", "Structure", "Term"]
+
+#: The "dimension" of members whose positions are those of the flattened tensor: single weights.
+FLAT = -1
 
 #: Kept units by group name: ascending positions in ``[0, U)``; a group that is absent is kept whole.
 Keep = Mapping[str, torch.Tensor]
@@ -31,7 +34,7 @@ class Member:
 
     Args:
         tensor: qualified name of a parameter or buffer, as in ``named_parameters()``.
-        dim: the dimension that is cut.
+        dim: the dimension that is cut; `FLAT` for single weights, which are never cut.
         index: int64 ``(U, m)``, the positions along ``dim`` that each unit owns.
         consumer: whether a contraction reads this dimension, so that zeroing a slice closes the unit.
         carrier: whether the slices also carry the unit's values onward (a producer's rows, a bias,
@@ -58,7 +61,7 @@ class Group:
         size: number of units ``U``.
         members: every slice that goes with a unit; at least one is a consumer.
         kind: ``"structured"`` for groups that the trace found, ``"inputs"`` for single inputs of one layer,
-            ``"custom"`` for those that `Structure.custom` makes.
+            ``"weights"`` for the scalars of one tensor, ``"custom"`` for those that `Structure.custom` makes.
         parts: of a custom group, the names of traced groups, and int64 ``(U, k)``, their units in each of its units.
     """
 
@@ -70,8 +73,8 @@ class Group:
 
     @property
     def least(self) -> int:
-        """Units that always stay: one, but none of a single custom unit, of which a part stays instead."""
-        return 0 if self.kind == "custom" and self.size == 1 else 1
+        """Units that always stay: one, but no single weight, and none of a single custom unit, of which a part stays."""
+        return 0 if self.kind == "weights" or (self.kind == "custom" and self.size == 1) else 1
 
     @property
     def consumers(self) -> tuple[Member, ...]:

@@ -192,7 +192,7 @@ class Recorder(TorchDispatchMode):
         """
         storage = tensor.untyped_storage()._cdata
         others = [other for other in self._aliases.get(storage, {}) if other is not tensor]
-        had = {factor.dims for factor in self.label(tensor).factors}
+        had = {factor.dims for factor in self.label(tensor).factors if not self.coupling.made(factor.ids)}
         new = [factor for factor in label.factors if factor.dims not in had]
         self.set_label(tensor, label)
         for other in others:
@@ -207,8 +207,11 @@ class Recorder(TorchDispatchMode):
                 dims = tuple(place.get(dim, -1) for dim in factor.dims)
                 theirs = next((f for f in known.factors if set(f.dims) & set(dims)), None)
                 made = make_factor(dims, factor.ids)
-                if theirs is None and made is not None and known.uniform.issuperset(dims):
-                    factors.append(made)
+                fresh = theirs is None or self.coupling.made(theirs.ids)
+                if fresh and made is not None and known.uniform.issuperset(dims):
+                    factors = [*(f for f in factors if f is not theirs), made]
+                    if theirs is not None and theirs.dims == made.dims:
+                        self.coupling.tie(theirs.ids, made.ids, _THROUGH_A_VIEW)
                 elif theirs is not None and made is not None and made.dims == theirs.dims:
                     self.coupling.tie(theirs.ids, made.ids, _THROUGH_A_VIEW)
                 else:

@@ -55,6 +55,7 @@ class Sites:
                 dims.append(dim)
                 starts.append(coupling.n_ids)
                 coupling.new_ids(int(size))
+        coupling.first_made = coupling.n_ids
         parameters = frozenset(name for name, tensor in named.items() if isinstance(tensor, nn.Parameter))
         return cls(
             tuple(tensors),

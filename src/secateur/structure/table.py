@@ -25,7 +25,7 @@ def table(structure: Structure) -> str:
     for group in structure.groups:
         fewer = structure.cost({group.name: torch.arange(group.size - 1)})
         gated = group.gated
-        members = ", ".join(f"{_name(m)}{'*' if m in gated else ''}" for m in group.members[:6])
+        members = ", ".join(f"{_name(m)}{'*' if any(m is one for one in gated) else ''}" for m in group.members[:6])
         more = f", and {len(group.members) - 6} more" if len(group.members) > 6 else ""
         lines.append(
             f"{group.name:<40} {group.size:>6} {dense.params - fewer.params:>12,} {dense.macs - fewer.macs:>14,}  "

@@ -109,6 +109,9 @@ class Trial:
         }
         self._labels = sites.labels(kept)
         self._stays = self._kept_ids()
+        self._unit = grouping.solution.component
+        self._of_parameters = np.zeros(len(grouping.group_of), dtype=bool)
+        self._of_parameters[self._unit[1 : sites.starts[-1]]] = True
 
     def first_deviation(self, attributes: Mapping[str, int]) -> Deviation | None:
         """Cut, set attributes, run everything, and compare; None where everything agrees."""
@@ -233,10 +236,24 @@ class Trial:
             return False
         if not self._strict:
             return True
-        # Tensors that the model made while it ran have ids of their own in the dense run only.
-        last = int(self._sites.starts[-1])
-        left, right = _by_dims(expected, last), _by_dims(narrow.factors, last)
-        return left.keys() == right.keys() and all(np.array_equal(left[dims], right[dims]) for dims in left)
+        left, right = _by_dims(self._settled(expected)), _by_dims(narrow.factors)
+        made = int(self._sites.starts[-1])
+        if any(dims not in left for dims in right):
+            return False
+        # Tensors that the model makes while it runs have ids of their own in the dense run only: units say the rest.
+        return all(
+            bool((ids >= made).all())
+            if dims not in right
+            else bool(((ids == right[dims]) | (ids >= made) & (self._unit[ids] == self._unit[right[dims]])).all())
+            for dims, ids in left.items()
+        )
+
+    def _settled(self, factors: list[Factor]) -> list[Factor]:
+        """Factors in which ids of tensors that the model made count only where they go with a parameter's."""
+        made = int(self._sites.starts[-1])
+        return [
+            Factor(f.dims, np.where((f.ids < made) | self._of_parameters[self._unit[f.ids]], f.ids, 0)) for f in factors
+        ]
 
     def _restricted(self, factor: Factor) -> Factor | None:
         """A factor without the slices that go; None where they are not whole slices along its axes."""
@@ -258,11 +275,11 @@ def _ids_of(labels: list[Label]) -> list[Ids]:
     return [factor.ids for label in labels for factor in label.factors]
 
 
-def _by_dims(factors: list[Factor] | tuple[Factor, ...], last: int) -> dict[tuple[int, ...], Ids]:
-    """Factors by dimension, in one normal form: ids under ``last``, no dimensions along which they do not change."""
+def _by_dims(factors: list[Factor] | tuple[Factor, ...]) -> dict[tuple[int, ...], Ids]:
+    """Factors by dimension, in one normal form: without dimensions along which the ids do not change."""
     plain: dict[tuple[int, ...], Ids] = {}
     for factor in factors:
-        dims, ids = factor.dims, np.where(factor.ids < last, factor.ids, 0)
+        dims, ids = factor.dims, factor.ids
         for axis in reversed(range(len(dims))):
             if ids.shape[axis] == 1 or bool((ids == ids.take([0], axis=axis)).all()):
                 ids, dims = first_slice(ids, axis), dims[:axis] + dims[axis + 1 :]

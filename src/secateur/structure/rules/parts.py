@@ -37,7 +37,12 @@ def cat(c: Coupling, call: Call) -> Label:
             ids = c.collapse(factor.ids, [axis], "is concatenated along a dimension merged with another")
             left = None if ids is None else make_factor([d for d in factor.dims if d != dim], ids)
             rest = set_factors(label, label.shape, [*(f for f in label.factors if f is not factor), left])
-        along.append(rest.ids_along(dim))
+        if c.made(rest.ids_along(dim)):
+            # Zeros put beside units stay as many as they are.
+            c.freeze(rest.ids_along(dim), "is as many as the code says")
+            along.append(np.zeros(rest.shape[dim], dtype=np.int64))
+        else:
+            along.append(rest.ids_along(dim))
         lined_up = tuple(1 if d == dim else size for d, size in enumerate(label.shape))
         others.append(Label(lined_up, tuple(f for f in rest.factors if dim not in f.dims), label.uniform))
     flat = [1 if d == dim else size for d, size in enumerate(shape)]

@@ -46,8 +46,7 @@ def meet(
     """
     pieces: list[Factor] = []
     fixed: set[int] = set()
-    # Units of uniform tensors come last: the result keeps the ids of the others.
-    for label in sorted(labels, key=lambda label: label.neutral):
+    for label in labels:
         offset = len(shape) - len(label.shape)
         covered: set[int] = set()
         for factor in label.factors:
@@ -107,7 +106,8 @@ def _merge(c: Coupling, factors: list[Factor], coarse: bool, joint: bool) -> tup
         narrowed = [_drop(c, factor, set(factor.dims) - shared, reason) for factor in clash]
         factors = [*rest, *(factor for factor in narrowed if factor is not None)]
     merged: dict[tuple[int, ...], Factor] = {}
-    for factor in factors:
+    # The result keeps the ids of parameters where there are any.
+    for factor in sorted(factors, key=lambda factor: c.made(factor.ids)):
         first = merged.setdefault(factor.dims, factor)
         c.tie(first.ids, factor.ids, _MET_FIXED)
         if joint:
