@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.law import Row, alone, check_cut, given, hold, hold_in_a_model, in_models, linear_net, row
+from tests.law import Row, alone, check_cut, conv_net, given, hold, hold_in_a_model, in_models, linear_net, row
+from torch import nn
 
 H = given((2, 8, 3), 1)
 FREE = "abcdefgh"
@@ -47,3 +48,29 @@ def test_a_uniform_constant_says_nothing_and_an_uneven_one_freezes() -> None:
     assert [group.size for group in uniform.groups] == [8]
     assert not uneven.groups
     assert FIXED in uneven.why_frozen("a.weight")
+
+
+def test_a_uniform_tensor_ties_the_sizes_of_all_that_meet_it() -> None:
+    """One empty bias added in two layers has one size, and so have they."""
+
+    def between(net: nn.Module, h: torch.Tensor) -> torch.Tensor:
+        bias = torch.zeros(h.shape[-1])
+        return net.mid(h + bias).relu() + bias
+
+    tied = check_cut(linear_net(between, mid=nn.Linear(8, 8)), torch.randn(2, 4))
+    assert [group.size for group in tied.groups] == [8]
+
+
+def test_a_box_filter_of_each_channel() -> None:
+    def between(net: nn.Module, h: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(h, torch.ones(h.shape[1], 1, 2, 2, dtype=h.dtype), groups=h.shape[1])
+
+    assert [group.size for group in check_cut(conv_net(between), torch.randn(2, 3, 4, 4)).groups] == [8]
+
+
+def test_equal_values_in_another_shape_leave_their_number() -> None:
+    def between(net: nn.Module, h: torch.Tensor) -> torch.Tensor:
+        return h + torch.zeros(h.shape[-1] // 2, 2).view(-1)
+
+    (group,) = check_cut(linear_net(between), torch.randn(2, 4)).groups
+    assert group.consumers[0].index.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -30,7 +30,7 @@ def contract(c: Coupling, call: Call, left: Label, left_dim: int, right: Label, 
     weight, w = (right, b) if weight_is_right else (left, a)
     activation, x, at = (left, a, left_dim) if weight_is_right else (right, b, right_dim)
     if not weight.weight or (w is not None and len(w.dims) > 1):
-        if a is None and b is None and left_dim in left.uniform and right_dim in right.uniform:
+        if left_dim in left.uniform and right_dim in right.uniform:
             call.counts(left.shape[left_dim])
         return given_up(c, left, [left_dim], TWO_ACTIVATIONS), given_up(c, right, [right_dim], TWO_ACTIVATIONS)
     if w is not None:

@@ -65,12 +65,13 @@ def _grouped(c: Coupling, x: Label, weight: Label, groups: int, transposed: bool
     if channels == groups:
         # Depthwise: a group is one channel, which goes with all that it makes.
         places = 1 if transposed else rows_per_group
-        if 0 in weight.uniform and weight.factor_at(0) is None:
-            # One filter, expanded over the channels: as many as there are.
-            rows = np.repeat(ids.ravel(), places)
-        c.tie(rows.reshape(groups, places), ids, _MEETS_FIXED)
+        if 0 not in weight.uniform or rows.any():
+            # Otherwise it is one filter, expanded over the channels: as many as there are.
+            c.tie(rows.reshape(groups, places), ids, _MEETS_FIXED)
         c.freeze(inner, "lies within the filter of a depthwise convolution")
-        return np.repeat(rows, inner.shape[0]) if transposed else rows
+        if weight.weight:
+            c.carry(rows)
+        return np.repeat(ids.ravel(), inner.shape[0] if transposed else places)
     if transposed:
         inputs = rows.reshape(groups, -1)
         c.tie(inputs, ids, _MEETS_FIXED)

@@ -74,7 +74,7 @@ def reduce(c: Coupling, call: Call) -> list[Label]:
     label, dims = call.label("self"), call.dims()
     if call.name in _COUNTING:
         for dim in dims:
-            if dim in label.uniform and label.factor_at(dim) is None:
+            if dim in label.uniform:
                 call.counts(label.shape[dim])
     return [_reduced(c, label, dims, tuple(out.shape), f"is reduced over ({call.name})") for out in call.outputs]
 
