@@ -25,6 +25,7 @@ from secateur.structure.groups import Structure
 from secateur.structure.tensors import listed, misfits, named_tensors
 from secateur.structure.trace import trace
 from secateur.units import Units
+from secateur.weights import columns
 
 __all__ = ["attach"]
 
@@ -93,7 +94,8 @@ def attach(
     rules = [Rule()] if gates is None else list(gates)
     structure = with_custom(structure, rules)
     chosen = choose(model, structure, rules, method)
-    units = Units(structure, chosen)
+    gated = [group for one in chosen for group in one.groups]
+    units = Units(structure, chosen, columns(model, structure, gated))
     costs = CostModel(units.counted)
     goal = budget if budget is not None else penalty
     controller = None if goal is None else goal.start(costs)

@@ -35,7 +35,8 @@ class Report:
     Args:
         dense: cost of the model before.
         gated: cost of the fixed gates before the projection onto the budget.
-        compact: cost of the small model; its parameters are counted on the model itself.
+        compact: cost of the small model; its parameters are counted on the model itself, those that are not zero where
+            single weights had gates.
         flipped: units that the projection opened or closed.
         difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
             small one, in the model's own precision; NaN where there were no example inputs.
@@ -44,7 +45,8 @@ class Report:
         proof: the comparison in float64 with re-drawn numbers, None without example inputs.
         keep: units of every structured group that the small model has, ascending positions: the open ones, one where a
             group lost them all, and those that ``round_to`` keeps as zeros.
-        widths: by group, input groups included, how many units the small model has, and the dense one.
+        widths: by group, those of inputs and single weights included, how many units the small model has, and the dense
+            one.
     """
 
     dense: Cost
@@ -99,7 +101,7 @@ def baked(model: nn.Module) -> nn.Module:
 
     A tied weight is multiplied once, and stays tied.
     """
-    plain = copy.deepcopy(model)
+    plain = _copy(model)
     folded: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(plain):
         for site in gated_sites(plain):
@@ -114,12 +116,23 @@ def baked(model: nn.Module) -> nn.Module:
     return plain
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    with evaluating(model):
+        for module in model.modules():
+            # These keep computed weights in a list, and tensors that carry a graph cannot be copied.
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
+    return copy.deepcopy(model)
+
+
 def cut_to(plain: nn.Module, units: Units, is_open: Tensor, *, in_place: bool = False, round_to: int = 1) -> nn.Module:
     """Cut a plain model to its open units, bool ``(U,)``, structured ones and single inputs in one step.
 
     A layer that lost every input keeps one, whose weights are zero; so do closed units that widths are rounded up by.
+    Single weights that do not count become 0.0, in ``plain`` too.
     """
-    return compact(plain, units.counted, units.keep(is_open), in_place=in_place, round_to=round_to)
+    units.zero_closed_(plain, is_open)
+    return compact(plain, units.cuttable, units.keep(is_open), in_place=in_place, round_to=round_to)
 
 
 def proved(
@@ -128,7 +141,7 @@ def proved(
     """Prove that what `cut_to` made of a plain model computes what that computes with its closed units at zero."""
     if not examples:
         return None
-    return prove(plain, small, units.counted, units.keep(is_open), list(examples), round_to=round_to)
+    return prove(plain, small, units.cuttable, units.keep(is_open), list(examples), round_to=round_to)
 
 
 def differences(
@@ -148,7 +161,7 @@ def differences(
     if not examples:
         return math.nan, math.nan
     as_is = _difference(gated, small, examples)
-    doubled = copy.deepcopy(gated).double()
+    doubled = _copy(gated).double()
     calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
     try:
         cut = cut_to(baked(doubled), units, is_open, in_place=True, round_to=round_to)

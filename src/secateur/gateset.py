@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from secateur.gates.gate import Gate
 from secateur.gates.layout import Layout
-from secateur.structure.groups import Group
+from secateur.structure.groups import FLAT, Group
 
 __all__ = ["GateSet", "Norms", "extended"]
 
@@ -70,7 +70,10 @@ class Norms(nn.Module):
         for number, (weight, dim) in enumerate(zip(weights, self.dims, strict=True)):
             others = [other for other in range(weight.dim()) if other != dim]
             squares = weight.to(dtype).square()
-            squares = squares.sum(others) if others else squares
+            if dim == FLAT:
+                squares = squares.reshape(-1)
+            elif others:
+                squares = squares.sum(others)
             positions, units = self.get_buffer(f"positions_{number}"), self.get_buffer(f"units_{number}")
             total = total.index_add(0, units, squares.index_select(0, positions).to(total.device))
         positive = total > 0

@@ -22,7 +22,7 @@ from secateur.structure.tensors import listed
 if TYPE_CHECKING:
     from secateur.rule import Rule
 
-__all__ = ["CONTRACTED", "inputs", "layer_of", "owners", "with_inputs"]
+__all__ = ["CONTRACTED", "input_group", "inputs", "layer_of", "owners", "refusal", "with_inputs"]
 
 #: The dimension of a linear or convolutional weight along which it reads its input.
 CONTRACTED = 1
@@ -36,21 +36,16 @@ def inputs(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, .
     Raises:
         GateError: no layer is found, or one that is asked for cannot select its inputs.
     """
-    read = {term.label for term in structure.mac_terms}
     found: list[Group] = []
     refused: list[str] = []
     others: list[str] = []
     for path, layer in model.named_modules():
         if not isinstance(layer, (nn.Linear, _ConvNd)):
             continue
-        tensor = f"{path}.weight" if path else "weight"
-        size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-        index = np.arange(size, dtype=np.int64).reshape(-1, 1)
-        member = Member(tensor, CONTRACTED, index, consumer=True, carrier=False)
-        group = Group(f"{path}.inputs" if path else "inputs", size, (member,), kind="inputs")
+        group = input_group(path, layer)
         if not rule.takes(group, layer, path):
             others.append(path)
-        elif problem := _problem(layer, tensor, path in read, structure):
+        elif problem := refusal(structure, path, layer):
             refused.append(f"{path}: {problem}")
         else:
             found.append(group)
@@ -61,7 +56,20 @@ def inputs(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, .
     return tuple(found)
 
 
-def _problem(layer: nn.Linear | _ConvNd, tensor: str, is_read: bool, structure: Structure) -> str:
+def input_group(path: str, layer: nn.Module) -> Group:
+    """The inputs of a linear or convolutional layer as a group."""
+    assert isinstance(layer, (nn.Linear, _ConvNd))
+    size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    index = np.arange(size, dtype=np.int64).reshape(-1, 1)
+    member = Member(f"{path}.weight" if path else "weight", CONTRACTED, index, consumer=True, carrier=False)
+    return Group(f"{path}.inputs" if path else "inputs", size, (member,), kind="inputs")
+
+
+def refusal(structure: Structure, path: str, layer: nn.Module) -> str:
+    """Why a layer cannot select its inputs one by one; "" if it can."""
+    tensor = f"{path}.weight" if path else "weight"
+    if not isinstance(layer, (nn.Linear, _ConvNd)):
+        return "it is neither linear nor a convolution"
     if isinstance(layer, _ConvNd) and layer.transposed:
         return "a transposed convolution reads its input along dimension 0"
     if isinstance(layer, _ConvNd) and layer.groups > 1:
@@ -70,6 +78,7 @@ def _problem(layer: nn.Linear | _ConvNd, tensor: str, is_read: bool, structure: 
         return "its weight is computed or tied, and so has another role elsewhere"
     if tensor in structure.aliases.values():
         return "its weight is tied, and so has another role elsewhere"
+    is_read = any(term.label == path for term in structure.mac_terms)
     return "" if is_read else "the model's forward does not call it"
 
 

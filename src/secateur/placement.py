@@ -6,6 +6,7 @@ Index conventions: ``U`` units of all gates in a row; the *extended* gates ``(U 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -19,7 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 from secateur.draws import GATES, begin_forward, end_forward, values
 from secateur.errors import GateError
 from secateur.gateset import GateSet
-from secateur.structure.groups import Group
+from secateur.structure.groups import FLAT, Group
 from secateur.structure.tensors import listed, slots_of
 
 __all__ = ["ConsumerGate", "Map", "Site", "gated_sites", "maps_of", "place", "strip"]
@@ -57,7 +58,7 @@ class ConsumerGate(nn.Module):
 
     Args:
         gates: of the model; referred to, not registered a second time.
-        maps: by dimension, which gates meet at each of its positions.
+        maps: by dimension, which gates meet at each of its positions; under `FLAT` those of single weights.
         order: names of the owner's tensors in their order before, to be restored.
         persistent: whether the tensor is part of the state dict (a buffer may not be).
     """
@@ -70,7 +71,11 @@ class ConsumerGate(nn.Module):
         #: types of gates and weight that a pinned product is computed in, whatever the model is converted to later
         self.exact_in: tuple[torch.dtype, torch.dtype] | None = None
         self.persistent = persistent
-        self.dims = tuple(sorted(maps))
+        #: where the gates of single weights stand in the extended gates: start and number; None without them
+        self.flat: tuple[int, int] | None = None
+        if FLAT in maps:  # these stand in a row, so that a slice serves where others are gathered
+            self.flat = int(maps[FLAT][0, 0]), maps[FLAT].shape[1]
+        self.dims = tuple(sorted(dim for dim in maps if dim != FLAT))
         for dim in self.dims:
             self.register_buffer(f"map_{dim}", torch.from_numpy(maps[dim]), persistent=False)
 
@@ -87,7 +92,12 @@ class ConsumerGate(nn.Module):
         for dim, factor in self.factors(gates).items():
             shape = [-1 if other == dim else 1 for other in range(weight.dim())]
             weight = weight * factor.to(weight).view(shape)
-        return weight
+        own = self.own(gates)
+        return weight if own is None else weight * own.to(weight).view(weight.shape)
+
+    def own(self, gates: Tensor) -> Tensor | None:
+        """The gates of single weights, flat, from extended gates ``(U + 1,)``; None without them."""
+        return None if self.flat is None else gates.narrow(0, *self.flat)
 
     def factors(self, gates: Tensor) -> dict[int, Tensor]:
         """By dimension the factor ``(S,)`` of each position, from extended gates ``(U + 1,)``."""
@@ -103,7 +113,7 @@ class ConsumerGate(nn.Module):
 
     def extra_repr(self) -> str:
         """The gated dimensions."""
-        return f"dims={self.dims}"
+        return f"dims={self.dims}" if self.flat is None else f"dims={self.dims}, weights={self.flat[1]}"
 
 
 def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, Map]]:
@@ -118,7 +128,9 @@ def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> d
     start = 0
     for group in groups:
         for member in group.gated:
-            _lay(layers[member.tensor, member.dim], member.index, start, total, shapes[member.tensor][member.dim])
+            shape = shapes[member.tensor]
+            size = math.prod(shape) if member.dim == FLAT else shape[member.dim]
+            _lay(layers[member.tensor, member.dim], member.index, start, total, size)
         start += group.size
     maps: dict[str, dict[int, Map]] = defaultdict(dict)
     for (tensor, dim), rows in layers.items():

@@ -212,7 +212,7 @@ class Pruner:
         stays = units.stays(is_open, round_to)
         everything = {group.name: torch.arange(group.size) for group in self.structure.groups}
         kept = {name: left for name, left in units.keep(stays).items() if name in everything}
-        params = sum(parameter.numel() for parameter in small.parameters())
+        params = units.n_params(small)
         report = Report(
             dense=self.costs.dense,
             gated=self.costs.exact(was_open),
@@ -315,6 +315,7 @@ class Pruner:
     def _within(self, budget: Budget | Mapping[Kind, int], is_open: Tensor) -> Tensor:
         """The pattern within a budget that flips few units, consistent: no input is open whose owner is closed."""
         scores = self.gates.score().cpu()
+        is_open = self._loosest(budget, scores, is_open)
         for _ in range(PROJECTIONS):
             wanted = project(self.costs, self._units.scores(scores, is_open), is_open, budget)
             # What closes with its owner makes room that the next round fills.
@@ -322,6 +323,29 @@ class Pruner:
             if torch.equal(is_open, before):
                 break
         return is_open
+
+    def _loosest(self, budget: Budget | Mapping[Kind, int], scores: Tensor, is_open: Tensor) -> Tensor:
+        """Where single weights have gates, a pattern within the budget that keeps more than closing down to it would.
+
+        Weights that close take with them units that nothing reads then, and these further weights. So they close down
+        to the highest cost, halving its interval, from which what goes with them leads into the budget.
+        """
+        limits = budget.targets(self.costs.dense) if isinstance(budget, Budget) else budget
+        units, now, best = self._units, self.costs.exact(is_open), is_open
+        if not units.has_weights or all(getattr(now, kind) <= limit for kind, limit in limits.items()):
+            return is_open
+        order = units.scores(scores, is_open)
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            share = (low + high) / 2
+            looser = {k: limit + int(share * max(getattr(now, k) - limit, 0)) for k, limit in limits.items()}
+            found = units.open(units.gates(project(self.costs, order, is_open, looser)).float())
+            cost = self.costs.exact(found)
+            if all(getattr(cost, kind) <= limit for kind, limit in limits.items()):
+                low, best = share, found
+            else:
+                high = share
+        return best
 
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:

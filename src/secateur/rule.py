@@ -17,6 +17,7 @@ from secateur.gates import METHODS, HardConcrete, Method, method_from_name
 from secateur.inputs import inputs
 from secateur.structure.groups import Group, Structure
 from secateur.structure.tensors import Slot, listed, slots_of
+from secateur.weights import weights
 
 __all__ = ["UNITS", "Chosen", "Rule", "Where", "choose"]
 
@@ -32,11 +33,13 @@ class Rule:
     Args:
         units: ``"structured"``, every group that the trace found, without what custom groups of other rules take of it;
             ``"inputs"``, every single input of linear and convolutional layers, the model's own inputs included: finer
-            than a group, or where there is none; or groups: those of ``structure.custom`` and of ``structure.groups``.
-            Where a structured and an inputs gate meet, they multiply.
-        where: narrows the choice: a pattern for names (of groups, for ``"inputs"`` of layers; ``*`` and ``?`` as in
-            file names), the class of the module that carries the units (for ``"inputs"`` of the layer), a predicate of
-            the group, or a tuple of these, of which one must hold. All by default.
+            than a group, or where there is none; ``"weights"``, every scalar of the weights that multiply (budgets on
+            parameters then count what is not zero); or groups: those of ``structure.custom`` and of
+            ``structure.groups``. Where coarse and fine gates meet, they multiply.
+        where: narrows the choice: a pattern for names (of groups, for ``"inputs"`` of layers, for ``"weights"`` of
+            tensors or layers; ``*`` and ``?`` as in file names), the class of the module that carries the units (for
+            ``"inputs"`` and ``"weights"`` of the layer), a predicate of the group, or a tuple of these, of which one
+            must hold. All by default.
         exclude: the same, for what is left out.
         method: a gate method or its name; by default the one that ``attach`` is given.
         init_open: open chance at the start, in (0, 1), instead of the method's own.
@@ -65,11 +68,14 @@ class Rule:
         if self.units not in UNITS if isinstance(self.units, str) else not _are_groups(self.units):
             raise GateError(f"Rule: units={self.units!r}; expected one of {', '.join(map(repr, UNITS))}, or groups")
 
-    def takes(self, group: Group, module: nn.Module, name: str | None = None) -> bool:
-        """Whether the rule is for a group, carried by ``module``, under its own name or another one."""
-        named = group.name if name is None else name
-        wanted = self.where is None or _holds(self.where, group, module, named)
-        return wanted and not (self.exclude is not None and _holds(self.exclude, group, module, named))
+    def takes(self, group: Group, module: nn.Module, *names: str) -> bool:
+        """Whether the rule is for a group, carried by ``module``, under its own name or any of others."""
+        names = names or (group.name,)
+
+        def holds(where: Where) -> bool:
+            return any(_holds(where, group, module, name) for name in names)
+
+        return (self.where is None or holds(self.where)) and not (self.exclude is not None and holds(self.exclude))
 
     def made(self, default: Method | str | None) -> Method:
         """The rule's method with its settings."""
@@ -222,4 +228,5 @@ def _holds(where: Where, group: Group, module: nn.Module, name: str) -> bool:
 UNITS: Mapping[str, Callable[[nn.Module, Structure, Rule], tuple[Group, ...]]] = {
     "structured": structured,
     "inputs": inputs,
+    "weights": weights,
 }

@@ -73,7 +73,7 @@ class Group:
 
     @property
     def least(self) -> int:
-        """Units that always stay: one, but no single weight, and none of a single custom unit, of which a part stays."""
+        """Units that always stay: one, but no single weight; none of a single custom unit, of which a part stays."""
         return 0 if self.kind == "weights" or (self.kind == "custom" and self.size == 1) else 1
 
     @property
