@@ -19,7 +19,7 @@ import secateur as sc
 parser = argparse.ArgumentParser()
 parser.add_argument("--data-dir", type=Path, default=Path(__file__).resolve().parents[2] / "shared/data/mnist")
 parser.add_argument("--epochs", type=int, default=10)
-parser.add_argument("--images", type=int, default=60_000, help="use only the first so many training images")
+parser.add_argument("--limit", type=int, default=60_000, help="use only the first so many images of each set")
 parser.add_argument("--out", type=Path, default=Path("lenet-5.safetensors"))
 args = parser.parse_args()
 torch.manual_seed(0)
@@ -38,7 +38,7 @@ def labels(name: str) -> torch.Tensor:
 
 x_train, y_train = images("train-images-idx3-ubyte.gz"), labels("train-labels-idx1-ubyte.gz")
 x_test, y_test = images("t10k-images-idx3-ubyte.gz"), labels("t10k-labels-idx1-ubyte.gz")
-x_train, y_train = x_train[: args.images], y_train[: args.images]
+x_train, y_train, x_test, y_test = (each[: args.limit] for each in (x_train, y_train, x_test, y_test))
 
 
 # ---- model: LeNet-5 as Caffe ships it -------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ from secateur.structure.tensors import (
     slots_of,
 )
 
-__all__ = ["FORMAT", "check_writable", "load", "save"]
+__all__ = ["FORMAT", "check_writable", "load", "save", "whole_or_not_at_all"]
 
 #: Version of the description. It grows when an older reader would misread a file.
 FORMAT = 1
@@ -100,7 +100,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
         "training": module.training,
     }
     description["crc32"] = _checksum(description, tensors)
-    with _whole_or_not_at_all(target) as temporary:
+    with whole_or_not_at_all(target) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(description)})
 
 
@@ -332,7 +332,7 @@ def _version() -> str:
 
 
 @contextlib.contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+def whole_or_not_at_all(target: Path) -> Iterator[Path]:
     """A path beside the target that becomes the target at the end, and is gone if anything interrupts."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -5,7 +5,7 @@ import torch
 
 import secateur as sc
 from secateur.errors import SecateurError
-from secateur.recipes.networks import NETWORKS, ResNet7, LeNet5, LeNet300, ResNet20, network
+from secateur.recipes.networks import NETWORKS, LeNet5, LeNet300, ResNet7, ResNet20, network
 
 
 def n_params(model: torch.nn.Module) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import secateur as sc
+from secateur.artifact import whole_or_not_at_all
 from secateur.errors import SecateurError
 from secateur.recipes.measure import Latency
 from secateur.recipes.settings import Settings
@@ -26,30 +25,20 @@ FORMAT = 1
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: beside its place first, then renamed.
+    """Writes a file whole or not at all.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        SecateurError: it cannot be written; what was there before is untouched.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_or_not_at_all(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_record(path: Path, outcome: Outcome) -> None:
     """Writes the outcome of a run and the versions that it was found with as JSON."""
-    try:
-        own = version("secateur")
-    except PackageNotFoundError:
-        own = "unknown"
     content = {
         "format": FORMAT,
-        "versions": {"secateur": own, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"secateur": sc.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
         **dataclasses.asdict(outcome),
     }

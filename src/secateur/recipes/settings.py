@@ -32,6 +32,7 @@ class Schedule:
         lr: Adam's rate for the weights at the start of a phase.
         gate_lr: Adam's rate for the gates.
         tune_lr: Adam's rate at the start of the phase after the cut.
+        weight_decay: of the weights in all phases, decoupled.
     """
 
     epochs: int
@@ -40,6 +41,7 @@ class Schedule:
     lr: float
     gate_lr: float
     tune_lr: float
+    weight_decay: float = 0.0
 
     @property
     def epochs_after_cut(self) -> int:
@@ -48,24 +50,26 @@ class Schedule:
 
     def whole(self, name: str, seed: int) -> Phase:
         """All epochs in one phase, as for a network without gates."""
-        return Phase(name, self.epochs, self.batch, self.lr, seed=seed)
+        return Phase(name, self.epochs, self.batch, self.lr, weight_decay=self.weight_decay, seed=seed)
 
     def gated(self, name: str, seed: int) -> Phase:
         """The epochs with gates."""
-        return Phase(name, self.epochs - self.epochs_after_cut, self.batch, self.lr, self.gate_lr, seed)
+        epochs = self.epochs - self.epochs_after_cut
+        return Phase(name, epochs, self.batch, self.lr, self.gate_lr, self.weight_decay, seed)
 
     def after_cut(self, name: str, seed: int) -> Phase:
         """The epochs after the cut."""
         # Another seed: the order of the gated phase's first epochs is not repeated.
-        return Phase(name, self.epochs_after_cut, self.batch, self.tune_lr, seed=seed + 1)
+        epochs, decay = self.epochs_after_cut, self.weight_decay
+        return Phase(name, epochs, self.batch, self.tune_lr, weight_decay=decay, seed=seed + 1)
 
 
 #: How each network is trained unless told otherwise.
 SCHEDULES: Mapping[str, Schedule] = {
-    "resnet-7": Schedule(epochs=40, tuned=0.4, batch=64, lr=3e-3, gate_lr=0.05, tune_lr=2e-3),
-    "lenet-300-100": Schedule(epochs=20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
-    "lenet-5": Schedule(epochs=20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
-    "resnet-20": Schedule(epochs=60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
+    "resnet-7": Schedule(40, tuned=0.5, batch=32, lr=3e-3, gate_lr=0.03, tune_lr=5e-3, weight_decay=1.0),
+    "lenet-300-100": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
+    "lenet-5": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
+    "resnet-20": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
 }
 
 

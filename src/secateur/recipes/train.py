@@ -30,6 +30,7 @@ class Phase:
         batch: intended examples in a batch.
         lr: Adam's rate for the weights at the start; it falls to 0 along half a cosine.
         gate_lr: Adam's constant rate for the gates, where there are any.
+        weight_decay: of the weights, decoupled: each step shrinks them by ``lr * weight_decay``. Gates have none.
         seed: of the order of the examples.
     """
 
@@ -38,6 +39,7 @@ class Phase:
     batch: int
     lr: float
     gate_lr: float = 0.0
+    weight_decay: float = 0.0
     seed: int = 0
 
     def steps(self, n: int) -> int:
@@ -71,7 +73,7 @@ Watch = Callable[[Epoch], None]
 
 
 def train(model: nn.Module, images: Images, phase: Phase, watch: Watch, pruner: Pruner | None = None) -> None:
-    """Trains in place by Adam on the cross-entropy, and through ``pruner`` where the model is gated.
+    """Trains in place by AdamW on the cross-entropy, and through ``pruner`` where the model is gated.
 
     Args:
         model: maps images to logits; left in training mode.
@@ -83,15 +85,16 @@ def train(model: nn.Module, images: Images, phase: Phase, watch: Watch, pruner: 
     n = len(images.y)
     steps = phase.steps(n)
     if pruner is None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=phase.lr)
+        groups = [{"params": list(model.parameters()), "lr": phase.lr, "weight_decay": phase.weight_decay}]
     else:
-        optimizer = torch.optim.Adam(pruner.param_groups(lr=phase.lr, gate_lr=phase.gate_lr))
+        groups = pruner.param_groups(lr=phase.lr, gate_lr=phase.gate_lr, weight_decay=phase.weight_decay)
+    optimizer = torch.optim.AdamW(groups)
 
     def cosine(step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
 
     # Gates keep their rate: a budget that is still being approached must stay in reach until the end.
-    rates = [cosine if group["lr"] == phase.lr else (lambda step: 1.0) for group in optimizer.param_groups]
+    rates = [cosine, lambda step: 1.0][: len(optimizer.param_groups)]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
     generator = torch.Generator().manual_seed(phase.seed)
     for number in range(1, phase.epochs + 1):
