@@ -66,7 +66,7 @@ class Schedule:
 
 #: How each network is trained unless told otherwise.
 SCHEDULES: Mapping[str, Schedule] = {
-    "resnet-7": Schedule(40, tuned=0.5, batch=32, lr=3e-3, gate_lr=0.03, tune_lr=5e-3, weight_decay=1.0),
+    "resnet-7": Schedule(40, tuned=0.5, batch=32, lr=3e-3, gate_lr=0.05, tune_lr=5e-3, weight_decay=1.0),
     "lenet-300-100": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
     "lenet-5": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
     "resnet-20": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
