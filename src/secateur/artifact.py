@@ -12,6 +12,8 @@ key            value
 ``plan``       the `CutPlan`, with the dense shapes
 ``aliases``    other names of tied tensors, with the name under which the file holds them
 ``order``      dimensions from slowest to fastest in memory, of tensors where these are not in order
+``sparse``     shapes of tensors that are stored as a bitmask and values, ``name..mask`` and ``name..values``, since
+               that is smaller (`secateur.packing`); absent where there are none
 ``training``   whether the model was in training mode
 ``crc32``      checksum of the other keys and of all tensors in order of their names
 =============  ====================================================================================
@@ -40,6 +42,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from secateur.compact import PLAN, cut_of
 from secateur.errors import CompactionError, SecateurError
+from secateur.packing import packed, unpacked
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.select import plain_class
 from secateur.structure.tensors import (
@@ -57,7 +60,9 @@ from secateur.structure.tensors import (
 __all__ = ["FORMAT", "check_writable", "load", "save", "whole_or_not_at_all"]
 
 #: Version of the description. It grows when an older reader would misread a file.
-FORMAT = 1
+FORMAT = 2
+#: The version of files without bitmasks, which older readers can read.
+FORMAT_WITHOUT_SPARSE = 1
 KEY = "secateur"
 
 M = TypeVar("M", bound=nn.Module)
@@ -90,8 +95,9 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     _check_savable(module)
     tensors, aliases, order = _contents(module)
     plan = cut_of(module)
+    tensors, sparse = packed(tensors)
     description = {
-        "format": FORMAT,
+        "format": FORMAT if sparse else FORMAT_WITHOUT_SPARSE,
         "secateur": _version(),
         "model": plain_class(module).__name__,
         "plan": (plan or CutPlan(dense=shapes_of(module))).to_json(),
@@ -99,6 +105,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
         "order": order,
         "training": module.training,
     }
+    if sparse:
+        description["sparse"] = sparse
     description["crc32"] = _checksum(description, tensors)
     with whole_or_not_at_all(target) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(description)})
@@ -238,6 +246,7 @@ def _read(path: Path) -> _Stored:
             tensors=tensors,
         )
         checksum = int(data.pop("crc32"))
+        shapes = {str(name): [int(size) for size in shape] for name, shape in data.get("sparse", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, CompactionError) as error:
         if isinstance(error, SecateurError) and not isinstance(error, CompactionError):
             raise
@@ -246,7 +255,10 @@ def _read(path: Path) -> _Stored:
         ) from error
     if checksum != _checksum(data, tensors):
         raise SecateurError(f"{path}: is damaged: the checksum of its contents is not the one it names")
-    return stored
+    try:
+        return stored._replace(tensors=unpacked(tensors, shapes))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise SecateurError(f"{path}: its sparse tensors are damaged ({error}); save it again") from error
 
 
 def _check_fit(stored: _Stored, model: nn.Module) -> None:
