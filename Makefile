@@ -29,6 +29,10 @@ test: $(VENV)/.dev  ## Run the tests and the examples in docstrings (ARGS="..." 
 test-slow: $(VENV)/.dev  ## Run the tests that train for minutes.
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+.PHONY: zoo
+zoo: $(VENV)/.zoo  ## Trace, cut and prove every architecture of the zoo, and write docs/zoo.md (ARGS="..." is passed on).
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py $(ARGS)
+
 .PHONY: check
 check: format-check lint types test  ## Format, lint, types and tests, changing nothing.
 
@@ -65,3 +69,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.zoo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[dev,zoo]"
+	@touch $@ $(VENV)/.dev $(VENV)/.demo

@@ -26,7 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-import secateur as sc  # noqa: E402 - the zoo lives beside the package
-from secateur.recipes.record import write_text  # noqa: E402
 from tests.conftest import _declare_torchvision_operators  # noqa: E402
 from tests.zoo import EXPECTED, ZOO, Row, missing  # noqa: E402
 from tests.zoo_exam import Exam, counted_macs, held_back, one_each  # noqa: E402
+
+import secateur as sc  # noqa: E402 - the zoo lives beside the package
+from secateur.recipes.record import write_text  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "zoo.json", ROOT / "docs" / "zoo.md"
 EXPECTATIONS = ROOT / "tests" / "zoo_expected.json"
@@ -139,13 +140,8 @@ def _load(package: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "timm", "torchvision", "secateur"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    installed = [name for name in ("torch", "transformers", "timm", "torchvision") if importlib.util.find_spec(name)]
+    return {"python": platform.python_version(), **{name: version(name) for name in installed}}
 
 
 def failed(found: dict[str, Any] | None) -> bool:
@@ -181,28 +177,35 @@ def _summary(record: dict[str, Any], rows: dict[str, Any]) -> str:
     unequal = [name for name, found in tinies.items() if "differs by" in found.get("refused", "")]
     refused = [name for name, found in tinies.items() if failed(found) and name not in unequal]
     made = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
-    origins = Counter(ZOO[name].origin for name in rows)
+    counts = Counter(ZOO[name].origin for name in rows)
+    origins = ", ".join(f"{count} {_who(origin)}" for origin, count in counts.most_common())
+    largest = max((found["difference"] for found in good.values()), default=math.nan)
+    agree = sum(found["params_agree"] for found in good.values())
+    equal = sum(found["macs_agree"] for found in counted)
+    same = sum(found["generates"]["same"] for found in generated)
     return f"""# The zoo
 
-{len(rows)} architectures: {", ".join(f"{count} {_who(origin)}" for origin, count in origins.most_common())}. Each is built small, traced
-without a line about it, and cut twice at random: to half of every group, and to anything between one unit and all but one.
-The masked and the compact model are then compared in float64 with every parameter and buffer drawn anew, in evaluation and
-training mode, with and without grad, with the given and the doubled batch. In its real size each is built and traced on `meta`, cut down to one unit of every group,
-and that smallest model is run for its shapes. Written by `make zoo`; no figure here is typed by hand.
+{len(rows)} architectures: {origins}. Each is built small, traced without a line about
+it, and cut twice at random: to half of every group, and to anything between one unit and all but one. The masked and
+the compact model are then compared in float64 with every parameter and buffer drawn anew, in evaluation and training
+mode, with and without grad, with the given and the doubled batch. In its real size each is built and traced on `meta` and cut
+down to one unit of every group; that smallest model is traced again, and must count the parameters and MACs that were
+promised. Written by `make zoo`; no figure here is typed by hand.
 
 | | |
 | --- | ---: |
 | wrong outputs | {len(unequal)} |
 | architectures refused (listed below) | {len(refused)} of {len(tinies)} |
-| largest difference of masked and compact | {max((found["difference"] for found in good.values()), default=math.nan):.1e} |
-| parameters as `cost(keep)` says | {sum(found["params_agree"] for found in good.values())} of {len(good)} |
-| MACs as `torch.utils.flop_counter` counts, dense and compact | {sum(found["macs_agree"] for found in counted)} of {len(counted)} |
-| same words from `generate` with a cache | {sum(found["generates"]["same"] for found in generated)} of {len(generated)} |
+| largest difference of masked and compact | {largest:.1e} |
+| parameters as `cost(keep)` says | {agree} of {len(good)} |
+| MACs as `torch.utils.flop_counter` counts, dense and compact | {equal} of {len(counted)} |
+| same words from `generate` with a cache | {same} of {len(generated)} |
 | real sizes traced on `meta` | {len(traced)} of {len(reals)} |
-| of all real sizes, with at least half of the parameters gone | {len(half)} of {len(reals)} ({len(half) / max(len(reals), 1):.0%}) |
+| of all real sizes, smallest model as promised | {sum(found["smallest_agrees"] for found in traced.values())} |
+| of all real sizes, with at least half of the parameters gone | {len(half)} ({len(half) / max(len(reals), 1):.0%}) |
 
-Differences are relative to the largest value of an output. Where a weight is rescaled (the RMSNorm over a dimension that
-was cut), it is rounded to the model's own float32 once, and that rounding is what shows.
+Differences are relative to the largest value of an output. Where a weight is rescaled (the RMSNorm over a dimension
+that was cut), it is rounded to the model's own float32 once, and that rounding is what shows.
 
 Made with {made}; one thread, on a machine that others used too: the times are no benchmark
 ([that is here](trace-benchmark.md)).
@@ -221,8 +224,8 @@ def _tiny_table(rows: dict[str, Any]) -> str:
     lines = [
         "## Tiny sizes, cut in half",
         "",
-        "`can go` is the share of the parameters that is gone with one unit left in every group, in percent; `effect` is "
-        "how far the cut moves the outputs of a re-drawn model: equality would mean nothing without it.",
+        "`can go` is the share of the parameters that is gone with one unit left in every group, in percent;",
+        "`effect` is how far the cut moves the outputs of a re-drawn model: equality would mean nothing without it.",
         "",
         "| architecture | kind | trace, s | groups | units | can go | difference | effect | MACs | what froze most |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
@@ -278,8 +281,8 @@ def _held_back(rows: dict[str, Any]) -> str:
     lines = [
         "## What holds back",
         "",
-        "Mean share of the parameters of a real-size model that stays at the smallest keep-set, by the reason that froze "
-        "the largest dimension of the tensor.",
+        "Mean share of the parameters of a real-size model that stays at the smallest keep-set, by the reason that",
+        "froze the largest dimension of the tensor.",
         "",
         "| reason | share, % | architectures |",
         "| --- | ---: | ---: |",
