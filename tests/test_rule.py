@@ -77,7 +77,7 @@ def test_rules_that_do_not_fit_are_refused(rules: list[Rule], message: str) -> N
 
 @pytest.mark.parametrize("units", ["neurons", "channels", 3])
 def test_kinds_that_there_are_not_name_those_that_there_are(units: str) -> None:
-    with pytest.raises(GateError, match="expected one of 'structured', 'inputs'"):
+    with pytest.raises(GateError, match="expected one of 'structured', 'heads', 'inputs', 'weights'"):
         Rule(units=units)
     assert {"structured", "inputs", "weights"} <= set(UNITS)
 

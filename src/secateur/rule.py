@@ -16,6 +16,7 @@ from secateur.errors import GateError
 from secateur.gates import METHODS, HardConcrete, Method, method_from_name
 from secateur.inputs import inputs
 from secateur.structure.groups import Group, Structure
+from secateur.structure.heads import HEADS
 from secateur.structure.tensors import Slot, listed, slots_of
 from secateur.weights import weights
 
@@ -32,6 +33,8 @@ class Rule:
 
     Args:
         units: ``"structured"``, every group that the trace found, without what custom groups of other rules take of it;
+            ``"heads"``, those of them whose units are attention heads (``exclude=lambda group: group.kind == "heads"``
+            leaves these out of ``"structured"``);
             ``"inputs"``, every single input of linear and convolutional layers, the model's own inputs included: finer
             than a group, or where there is none; ``"weights"``, every scalar of the weights that multiply (budgets on
             parameters then count what is not zero); or groups: those of ``structure.custom`` and of
@@ -189,6 +192,19 @@ def structured(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Grou
     return groups
 
 
+def heads(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ...]:
+    """The groups whose units are attention heads, as `secateur.structure.heads` tells them."""
+    slots = slots_of(model)
+    found = tuple(group for group in structure.groups if group.kind == HEADS)
+    groups = tuple(group for group in found if rule.takes(group, _carrier(slots, group)))
+    if not groups:
+        raise GateError(
+            f"{rule} finds nothing; the groups of attention heads are {listed([g.name for g in found]) or 'none'},"
+            f" and all groups {listed([g.name for g in structure.groups]) or 'none'}. See structure.why_frozen(name)"
+        )
+    return groups
+
+
 def _carrier(slots: Mapping[str, Slot], group: Group) -> nn.Module:
     """The module that first carries the units of a group."""
     member = next((member for member in group.members if member.carrier), group.members[0])
@@ -227,6 +243,7 @@ def _holds(where: Where, group: Group, module: nn.Module, name: str) -> bool:
 #: Kinds of units, by name. A new one is a function and a row.
 UNITS: Mapping[str, Callable[[nn.Module, Structure, Rule], tuple[Group, ...]]] = {
     "structured": structured,
+    "heads": heads,
     "inputs": inputs,
     "weights": weights,
 }

@@ -78,6 +78,7 @@ class Coupling:
     normalised: list[tuple[Ids, str]] = field(default_factory=list)
     unclosed: list[Ids] = field(default_factory=list)
     widths: list[Ids] = field(default_factory=list)
+    batches: list[Ids] = field(default_factory=list)
     joined: list[tuple[Ids, Ids]] = field(default_factory=list)
     count_products: bool = True
     first_made: int = np.iinfo(np.int64).max
@@ -186,6 +187,11 @@ class Coupling:
         """Say that these run along a dimension that a contraction with a weight reads or makes."""
         if self.recording and ids.ndim == 1:
             self.widths.append(ids)
+
+    def batch(self, ids: Ids) -> None:
+        """Say that these number the products of two activations, as heads do."""
+        if self.recording:
+            self.batches.append(ids)
 
     def product(self, coefficient: float, axes: Sequence[Ids]) -> None:
         """Count multiply-accumulates: ``coefficient`` times the open positions of each axis."""

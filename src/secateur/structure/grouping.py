@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from secateur.structure.coupling import Coupling, Product, Solution
 from secateur.structure.groups import Axis, Frozen, Group, Member, NormWidth, Structure, Term
+from secateur.structure.heads import with_heads
 from secateur.structure.ids import Ids
 from secateur.structure.norms import RmsNorm
 from secateur.structure.sites import Sites
@@ -111,7 +112,7 @@ def group_units(
     mac_terms = tuple(axes.product(product) for product in coupling.products)
     frozen = _frozen(sites, solution, component, group_of, has_consumer, alone, read)
     structure = Structure(
-        groups=tuple(groups),
+        groups=with_heads(groups, [axes.of(ids) for ids in coupling.batches]),
         frozen=frozen,
         shapes=dict(sites.shapes),
         aliases=dict(sites.aliases),

@@ -60,8 +60,9 @@ class Group:
         name: unique in its structure; the module that first carries the units.
         size: number of units ``U``.
         members: every slice that goes with a unit; at least one is a consumer.
-        kind: ``"structured"`` for groups that the trace found, ``"inputs"`` for single inputs of one layer,
-            ``"weights"`` for the scalars of one tensor, ``"custom"`` for those that `Structure.custom` makes.
+        kind: ``"structured"`` for groups that the trace found, ``"heads"`` where these are attention heads;
+            ``"inputs"`` for single inputs of one layer, ``"weights"`` for the scalars of one tensor, ``"custom"`` for
+            those that `Structure.custom` makes.
         parts: of a custom group, the names of traced groups, and int64 ``(U, k)``, their units in each of its units.
     """
 

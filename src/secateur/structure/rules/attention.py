@@ -44,6 +44,8 @@ def attention(c: Coupling, call: Call) -> list[Label]:
     operands = [Label(head_shape, q.factors, q.uniform), Label((k.shape[0], heads, 1, 1), k.factors, k.uniform)]
     operands.extend(_mask(c, call.label(key)) for key in ("attn_mask", "attn_bias") if call.has(key))
     score = Label(head_shape, meet(c, operands, head_shape))
+    for factor in score.factors:
+        c.batch(factor.ids)
     count_macs(c, (q, [0, 1]), times=float(t * s * q.shape[3]))
     count_macs(c, (v, [0, 1, 3]), times=float(t * s))
     value = Label((v.shape[0], heads, 1, v.shape[3]), v.factors, v.uniform)

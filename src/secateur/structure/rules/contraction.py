@@ -83,6 +83,10 @@ def _matrix_product(c: Coupling, call: Call, left: Label, right: Label, shape: S
         count_macs(c, (left, range(n - 1)), (right, [n - 2, n - 1]))
     else:
         count_macs(c, (left, range(n)), (right, [n - 1]))
+    if not left.weight and not right.weight:
+        for factor in left.factors:
+            if max(factor.dims) < n - 2:
+                c.batch(factor.ids)
     rest_left, rest_right = contract(c, call, left, n - 1, right, n - 2)
     carry_rest(c, rest_left)
     carry_rest(c, rest_right)
