@@ -41,6 +41,8 @@ class Budget:
         hold: when the target starts to fall from the size at the start: a fraction of ``steps`` in [0, 1], or an int,
             optimizer steps.
         ramp: how long it falls, alike. It falls by equal factors in equal times.
+        slack: how far below every target the end may stay, as a share of the dense cost in [0, 1], before `project`
+            opens units again that training had closed: what such a unit adds was never trained.
         control: how fast multipliers move; the defaults serve all methods.
 
     Raises:
@@ -67,6 +69,7 @@ class Budget:
     steps: int | None = None
     hold: float = 0.1
     ramp: float = 0.5
+    slack: float = 0.01
     control: Control = field(default_factory=Control)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class Budget:
             value = getattr(self, name)
             if not (_is_int(value) and value >= 0) and not (isinstance(value, float) and 0.0 <= value <= 1.0):
                 problems.append(f"{name}={value!r}, expected a fraction in [0, 1] or a number of steps as an int")
+        if isinstance(self.slack, bool) or not 0.0 <= self.slack <= 1.0:
+            problems.append(f"slack={self.slack!r}, expected a share of the dense cost in [0, 1]")
         if not problems:
             hold, ramp = self.schedule
             if self.steps is not None and hold + ramp > self.steps:
@@ -242,7 +247,7 @@ def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | 
         costs: what units cost.
         scores: ``(U,)``, larger stays longer; infinite for units without a gate, which keep their state.
         is_open: bool ``(U,)``.
-        budget: a budget, or the largest allowed cost by kind.
+        budget: a budget, or the largest allowed cost by kind, to be filled while single units fit.
 
     Returns:
         bool ``(U,)`` on the CPU. Under a budget with ``equality=False`` a pattern that is within stays as it is.
@@ -255,7 +260,7 @@ def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | 
         now = costs.exact(is_open)
         if not budget.equality and all(getattr(now, kind) <= limit for kind, limit in limits.items()):
             return is_open.detach().to("cpu", torch.bool).clone()
-        return project_onto(costs, scores, is_open, limits)
+        return project_onto(costs, scores, is_open, limits, budget.slack)
     return project_onto(costs, scores, is_open, feasible(costs, budget))
 
 

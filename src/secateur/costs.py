@@ -256,7 +256,8 @@ class _Counting:
 
     def __call__(self, n_open: NDArray[np.int64]) -> tuple[int, int]:
         terms = self.by_term(n_open)
-        return int(np.rint(terms[self._owner == 0].sum())), int(np.rint(terms[self._owner == 1].sum()))
+        params, macs = (terms[self._owner == kind].sum() for kind in range(2))
+        return round(params.item()), round(macs.item())
 
 
 def _check(structure: Structure) -> None:

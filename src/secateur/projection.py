@@ -7,15 +7,16 @@ every search here relies on.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.costs import KINDS, CostModel, Kind
+from secateur.costs import CostModel, Kind
 from secateur.errors import BudgetError
+from secateur.structure.groups import Cost
 
 __all__ = ["flips", "project_onto"]
 
@@ -61,7 +62,7 @@ def flips(
 
         def within(length: int, groups: NDArray[np.int64] = groups, step: int = step) -> bool:
             change = np.bincount(groups[:length], minlength=len(n_open))
-            return fits(costs, n_open + step * change, limits)
+            return _fits(costs, n_open + step * change, limits)
 
         enough = within(len(found)) if closing else not within(len(found))
         if enough or look >= n_movable:
@@ -72,19 +73,22 @@ def flips(
     return found
 
 
-def project_onto(costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int]) -> Tensor:
+def project_onto(
+    costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], slack: float = 0.0
+) -> Tensor:
     """The pattern within the limits that flips few units, the least wanted ones.
 
     Over a limit, the lowest-scored open units close until the costs are within; of these, any that fit in what is left
-    open again. Under all limits, the highest-scored closed units open while they fit. Then what is left is filled by
-    the largest units that fit, so that no further single unit does. A group never loses its last unit; a group without
-    an open unit counts as one unit, as a cut leaves it, and stays as it is.
+    open again. Under all limits by more than the slack, the highest-scored closed units open; where the next of them
+    does not fit, the most expensive ones that do. A group never loses its last unit; a group without an open unit
+    counts as one unit, as a cut leaves it, and stays as it is.
 
     Args:
         costs: what units cost.
         scores: ``(U,)``, larger stays longer; units of infinite score, which have no gate, keep their state.
         is_open: bool ``(U,)``.
         limits: largest allowed cost by kind.
+        slack: share of the dense cost that may stay unused before units are opened that were closed, in [0, 1].
 
     Returns:
         bool ``(U,)`` on the CPU.
@@ -98,83 +102,112 @@ def project_onto(costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapp
             raise BudgetError(f"project: {name} has shape {tuple(vector.shape)}, expected ({costs.total},)")
     if bool(scores.isnan().any()):
         raise BudgetError(f"project: {int(scores.isnan().sum())} of {costs.total} scores are NaN; training diverged")
-    n_open = costs.n_open(is_open)
-    closing = not fits(costs, n_open, limits)
-    flipped = flips(costs, scores, is_open, limits, closing=closing)
-    result = is_open.clone()
-    result[torch.from_numpy(flipped)] = not closing
-    if closing and not fits(costs, costs.n_open(result), limits):
-        least = costs.exact(result)
-        raise BudgetError(
-            "project: the budget cannot be met by closing units that have gates: "
-            + ", ".join(f"{kind} at most {limit}, least {getattr(least, kind)}" for kind, limit in limits.items())
-            + "; raise the budget or gate more groups"
-        )
-    if closing:
-        back = np.zeros(costs.total, dtype=bool)
-        back[flipped] = True
-        _refill(costs, scores, result, limits, back, largest=False)
-    _refill(costs, scores, result, limits, _movable(costs, scores, limits).numpy(), largest=True)
-    return result
+    floor = {kind: limit - int(slack * getattr(costs.dense, kind)) for kind, limit in limits.items()}
+    pattern = _Pattern(costs, scores, is_open)
+    if not pattern.fits(limits):
+        flipped = flips(costs, scores, is_open, limits, closing=True)
+        pattern.flip(flipped)
+        if not pattern.fits(limits):
+            least = costs.cut(pattern.n_open)
+            raise BudgetError(
+                "project: the budget cannot be met by closing units that have gates: "
+                + ", ".join(f"{kind} at most {limit}, least {getattr(least, kind)}" for kind, limit in limits.items())
+                + "; raise the budget or gate more groups"
+            )
+        pattern.refill(flipped, limits)
+    elif pattern.below(floor):
+        pattern.flip(flips(costs, scores, is_open, floor, closing=False))
+    if pattern.below(floor):
+        movable = _movable(costs, scores, limits).numpy() & ~pattern.is_open.numpy()
+        pattern.fill(np.flatnonzero(movable), limits, floor)
+    return pattern.is_open
 
 
-def fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> bool:
+class _Pattern:
+    """A pattern of open units with its group counts, while a projection changes it."""
+
+    def __init__(self, costs: CostModel, scores: Tensor, is_open: Tensor) -> None:
+        self.costs = costs
+        self.scores = scores.numpy()
+        self.is_open = is_open.clone()
+        self.n_open = costs.n_open(is_open)
+
+    def flip(self, units: NDArray[np.int64]) -> None:
+        """Change the state of these units, int64 positions."""
+        where = torch.from_numpy(units)
+        self.is_open[where] = ~self.is_open[where]
+        self.n_open = self.costs.n_open(self.is_open)
+
+    def fits(self, limits: Mapping[Kind, int], group: int = 0, more: int = 0) -> bool:
+        """Whether all costs are within the limits, with so many more units of a group."""
+        return _fits(self.costs, self._with(group, more), limits)
+
+    def below(self, floor: Mapping[Kind, int], group: int = 0, more: int = 0) -> bool:
+        """Whether all costs are below the floor, with so many more units of a group."""
+        cost = self.costs.cut(self._with(group, more))
+        return all(getattr(cost, kind) < least for kind, least in floor.items())
+
+    def refill(self, units: NDArray[np.int64], limits: Mapping[Kind, int]) -> None:
+        """Open those of the units that fit, highest scores first."""
+        left = {group: own[::-1].tolist() for group, own in self._by_group(units).items()}
+        queue = [(-float(self.scores[own[-1]]), group) for group, own in left.items()]
+        heapq.heapify(queue)
+        while queue:
+            _, group = heapq.heappop(queue)
+            # Opening a unit never makes another one cheaper, so a group whose next unit does not fit is done.
+            if self.fits(limits, group, 1):
+                self._open(group, [left[group].pop()])
+                if left[group]:
+                    heapq.heappush(queue, (-float(self.scores[left[group][-1]]), group))
+
+    def fill(self, units: NDArray[np.int64], limits: Mapping[Kind, int], floor: Mapping[Kind, int]) -> None:
+        """Open units until the costs are not below the floor: one by score, then most expensive groups first."""
+        left = {g: own for g, own in self._by_group(units).items() if self.n_open[g] >= self.costs.floor[g]}
+        if not left:
+            return
+        best = max(left, key=lambda group: self.scores[left[group][0]])
+        if self.fits(limits, best, 1):
+            self._open(best, left[best][:1])
+            left[best] = left[best][1:]
+        now = self.costs.cut(self.n_open)
+        for group in sorted(left, key=lambda group: -self._size(group, now, limits)):
+            if not self.below(floor):
+                return
+            own = left[group]
+            most = _first(lambda k, group=group: not self.fits(limits, group, k), len(own)) - 1  # type: ignore[misc]
+            need = _first(lambda k, group=group: not self.below(floor, group, k), len(own))  # type: ignore[misc]
+            self._open(group, own[: min(most, need)])
+
+    def _by_group(self, units: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+        """The units of each group, highest scores first."""
+        ordered = units[np.lexsort((units, -self.scores[units]))]
+        groups = self.costs.segment.numpy()[ordered]
+        order = np.argsort(groups, kind="stable")
+        present, starts = np.unique(groups[order], return_index=True)
+        return dict(zip(present.tolist(), np.split(ordered[order], starts[1:]), strict=True)) if len(units) else {}
+
+    def _size(self, group: int, now: Cost, limits: Mapping[Kind, int]) -> float:
+        """How much of the dense cost the next unit of a group adds."""
+        then, dense = self.costs.cut(self._with(group, 1)), self.costs.dense
+        added = ((getattr(then, kind) - getattr(now, kind)) / max(getattr(dense, kind), 1) for kind in limits)
+        return float(max(added))
+
+    def _with(self, group: int, more: int) -> NDArray[np.int64]:
+        if not more:
+            return self.n_open
+        n_open: NDArray[np.int64] = self.n_open.copy()
+        n_open[group] += more
+        return n_open
+
+    def _open(self, group: int, units: Sequence[int] | NDArray[np.int64]) -> None:
+        self.is_open[torch.as_tensor(np.asarray(units, dtype=np.int64))] = True
+        self.n_open[group] += len(units)
+
+
+def _fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> bool:
     """Whether a model with so many units of each group, ``(G,)``, is within the limits."""
     cost = costs.cut(n_open)
     return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
-
-
-def _refill(
-    costs: CostModel,
-    scores: Tensor,
-    is_open: Tensor,
-    limits: Mapping[Kind, int],
-    candidates: NDArray[np.bool_],
-    *,
-    largest: bool,
-) -> None:
-    """Open candidates that still fit, in place: highest scores first, or most expensive groups first.
-
-    Opening a unit never makes another one cheaper, so a group whose next unit does not fit is done.
-    """
-    n_open = costs.n_open(is_open)
-    closed = np.flatnonzero(candidates & ~is_open.numpy())
-    segment = costs.segment.numpy()[closed]
-    ends = np.searchsorted(segment, np.arange(len(n_open) + 1))
-    by_group: dict[int, NDArray[np.int64]] = {}
-    for group in np.unique(segment).tolist():
-        own = closed[ends[group] : ends[group + 1]]
-        if n_open[group] >= costs.floor[group]:
-            by_group[group] = own[np.argsort(-scores.numpy()[own], kind="stable")]
-    now = costs.cut(n_open)
-    total = {kind: max(getattr(costs.dense, kind), 1) for kind in KINDS}
-
-    def added(group: int, number: int) -> NDArray[np.int64]:
-        more: NDArray[np.int64] = n_open.copy()
-        more[group] += number
-        return more
-
-    def size(group: int) -> float:
-        with_one = costs.cut(added(group, 1))
-        return float(max((getattr(with_one, kind) - getattr(now, kind)) / total[kind] for kind in limits))
-
-    def key(group: int, position: int) -> float:
-        return -size(group) if largest else -float(scores[by_group[group][position]])
-
-    queue = [(key(group, 0), group, 0) for group in by_group]
-    heapq.heapify(queue)
-    while queue:
-        _, group, position = heapq.heappop(queue)
-        left = len(by_group[group]) - position
-        if largest:
-            # Units of a group cost alike, so all that fit come at once.
-            number = _first(lambda k, group=group: not fits(costs, added(group, k), limits), left) - 1  # type: ignore[misc]
-        else:
-            number = int(fits(costs, added(group, 1), limits))
-        is_open[torch.from_numpy(by_group[group][position : position + number])] = True
-        n_open[group] += number
-        if not largest and number and left > 1:
-            heapq.heappush(queue, (key(group, position + 1), group, position + 1))
 
 
 def _movable(costs: CostModel, scores: Tensor, limits: Mapping[Kind, int]) -> Tensor:
