@@ -61,8 +61,8 @@ __all__ = ["FORMAT", "check_writable", "load", "save", "whole_or_not_at_all"]
 
 #: Version of the description. It grows when an older reader would misread a file.
 FORMAT = 2
-#: The version of files without bitmasks, which older readers can read.
-FORMAT_WITHOUT_SPARSE = 1
+#: The version of files without bitmasks and without branches that became zeros, which older readers can read.
+FORMAT_BEFORE = 1
 KEY = "secateur"
 
 M = TypeVar("M", bound=nn.Module)
@@ -97,7 +97,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     plan = cut_of(module)
     tensors, sparse = packed(tensors)
     description = {
-        "format": FORMAT if sparse else FORMAT_WITHOUT_SPARSE,
+        "format": FORMAT if sparse or (plan is not None and plan.zeros) else FORMAT_BEFORE,
         "secateur": _version(),
         "model": plain_class(module).__name__,
         "plan": (plan or CutPlan(dense=shapes_of(module))).to_json(),

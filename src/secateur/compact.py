@@ -100,9 +100,13 @@ def _zero_closed_(tensors: Mapping[str, Tensor], structure: Structure, keep: Kee
     """Zeros where a closed unit stays, since one must or for the width's sake: its consumers read nothing from it."""
     for name, kept in keep.items():
         group = structure.group(name)
+        if group.kind == "blocks":  # it is gone as a whole
+            continue
         closed = np.ones(group.size, dtype=bool)
         closed[kept.numpy()] = False
         for member in group.gated:
+            if member.tensor not in tensors:  # it went with a block
+                continue
             gone = member.index[closed].reshape(-1)
             cut = plan.tensors.get(member.tensor, {}).get(member.dim)
             left = gone if cut is None else np.flatnonzero(np.isin(cut, gone))

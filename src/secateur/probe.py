@@ -20,12 +20,14 @@ from secateur.structure.tensors import listed
 __all__ = ["evaluating", "probe"]
 
 
-def probe(model: nn.Module, examples: Sequence[Example]) -> None:
+def probe(model: nn.Module, examples: Sequence[Example], branches: Sequence[str] = ()) -> None:
     """Check that each gate is read and that no operator reads a gated weight ungated.
 
     All gates at 0 must leave nothing of what they gate. Then the examples run once, in evaluation mode and without
     gradient, watched by a dispatch mode: a module that computes with a reference to its weight that it took earlier, or
     that never reads the weight, is found. Without examples only the first part is done.
+
+    With all gates at 0 the modules at ``branches`` must return zeros, each as large as the first tensor it takes.
 
     Raises:
         GateError: a gate is not read; all of them are listed.
@@ -39,6 +41,7 @@ def probe(model: nn.Module, examples: Sequence[Example]) -> None:
     with evaluating(model):
         with live.overridden(zeros):
             problems |= {f"{site.name}: gates at 0 leave some of it" for site in sites if not _vanishes(site, zeros)}
+            problems |= _not_zero(model, examples, branches)
         with live.overridden(ones):
             watch = _Watch(sites)
             for example in examples:
@@ -55,6 +58,35 @@ def probe(model: nn.Module, examples: Sequence[Example]) -> None:
             " attributes of their module in forward (self.weight), not through a reference taken earlier; or leave them"
             " out with sc.Rule(where=...)"
         )
+
+
+def _not_zero(model: nn.Module, examples: Sequence[Example], branches: Sequence[str]) -> set[str]:
+    """Which branches do not return zeros now, or not of the shape of what they take."""
+    seen: dict[str, str] = {}
+
+    def look(path: str, args: Any, kwargs: Any, output: Any) -> None:
+        first = next((item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)), None)
+        if first is None or not isinstance(output, Tensor) or output.shape != first.shape:
+            seen[path] = "does not return one tensor of the shape of the first that it takes"
+        elif bool(output.any()):
+            seen[path] = "with its gate at 0 its output is not zero: its last layer is not what its output comes from"
+        else:
+            seen.setdefault(path, "")
+
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _, args, kwargs, output, path=path: look(path, args, kwargs, output), with_kwargs=True
+        )
+        for path in branches
+    ]
+    try:
+        for example in examples if branches else ():
+            model(*example.args, **example.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    untold = "is not called with these examples" if examples else "needs examples= to see what it returns"
+    return {f"{path}: {seen.get(path, untold)}" for path in branches if seen.get(path, untold)}
 
 
 def _vanishes(site: Site, zeros: Tensor) -> bool:

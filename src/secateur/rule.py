@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from secateur.blocks import blocks
 from secateur.errors import GateError
 from secateur.gates import METHODS, HardConcrete, Method, method_from_name
 from secateur.inputs import inputs
@@ -37,12 +38,13 @@ class Rule:
             leaves these out of ``"structured"``);
             ``"inputs"``, every single input of linear and convolutional layers, the model's own inputs included: finer
             than a group, or where there is none; ``"weights"``, every scalar of the weights that multiply (budgets on
-            parameters then count what is not zero); or groups: those of ``structure.custom`` and of
+            parameters then count what is not zero); ``"blocks"``, whole residual branches, the modules that ``where``
+            names: closed ones become modules that return zeros; or groups: those of ``structure.custom`` and of
             ``structure.groups``. Where coarse and fine gates meet, they multiply.
         where: narrows the choice: a pattern for names (of groups, for ``"inputs"`` of layers, for ``"weights"`` of
-            tensors or layers; ``*`` and ``?`` as in file names), the class of the module that carries the units (for
-            ``"inputs"`` and ``"weights"`` of the layer), a predicate of the group, or a tuple of these, of which one
-            must hold. All by default.
+            tensors or layers, for ``"blocks"`` of modules; ``*`` and ``?`` as in file names), the class of the module
+            that carries the units (of the layer for ``"inputs"`` and ``"weights"``, of the block), a predicate of the
+            group, or a tuple of these, of which one must hold. All by default, but for ``"blocks"``.
         exclude: the same, for what is left out.
         method: a gate method or its name; by default the one that ``attach`` is given.
         init_open: open chance at the start, in (0, 1), instead of the method's own.
@@ -137,7 +139,7 @@ def choose(
     return tuple(chosen)
 
 
-def with_custom(structure: Structure, rules: Sequence[Rule]) -> Structure:
+def with_custom(structure: Structure, rules: Sequence[object]) -> Structure:
     """The structure, with the custom groups that rules name in place of what they are made of.
 
     Raises:
@@ -175,9 +177,8 @@ def named(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ..
         if rule.takes(group, _carrier(slots, group)):
             found.append(group)
     if not found:
-        raise GateError(
-            f"where={rule.where!r} leaves none of the groups {listed([group.name for group in rule.units])}"
-        )
+        asked_for = listed([one.name for one in rule.units if isinstance(one, Group)])
+        raise GateError(f"where={rule.where!r} leaves none of the groups {asked_for}")
     return tuple(found)
 
 
@@ -246,4 +247,5 @@ UNITS: Mapping[str, Callable[[nn.Module, Structure, Rule], tuple[Group, ...]]] =
     "heads": heads,
     "inputs": inputs,
     "weights": weights,
+    "blocks": blocks,
 }

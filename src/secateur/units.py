@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.blocks import with_blocks
 from secateur.gates import Layout, Method
 from secateur.gateset import extended
 from secateur.inputs import owners, with_inputs
@@ -50,7 +51,8 @@ class Units:
         self.groups: tuple[Group, ...] = tuple(group for one in chosen for group in one.groups)
         self.inputs = fine = (*(group for group in self.groups if group.kind == "inputs"), *columns)
         single = tuple(group for group in self.groups if group.kind == "weights")
-        self.cuttable = with_inputs(structure, fine)
+        whole = tuple(group for group in self.groups if group.kind == "blocks")
+        self.cuttable = with_blocks(with_inputs(structure, fine), whole)
         self.counted = with_weights(self.cuttable, single)
         gates = Layout(tuple(group.size for group in self.groups))
         units = Layout(tuple(group.size for group in self.counted.groups))
@@ -186,7 +188,8 @@ class Units:
 
     def n_params(self, small: nn.Module) -> int:
         """Parameters of a cut model; of tensors whose single weights had gates, those that are not zero."""
-        gated = {id(named_tensors(small)[scalars.tensor]) for scalars, *_ in self._scalars}
+        tensors = named_tensors(small)
+        gated = {id(tensors[scalars.tensor]) for scalars, *_ in self._scalars if scalars.tensor in tensors}
         return sum(int(p.count_nonzero()) if id(p) in gated else p.numel() for p in small.parameters())
 
     def stays(self, is_open: Tensor, round_to: int = 1) -> Tensor:

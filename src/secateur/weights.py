@@ -90,9 +90,17 @@ def with_weights(structure: Structure, groups: Sequence[Group]) -> Structure:
     gated = {group.members[0].tensor for group in groups}
     terms = [term for term in structure.param_terms if term.label not in gated]
     for number, group in enumerate(groups, start=len(structure.groups)):
-        terms.append(Term(1.0, (len(axes),), group.members[0].tensor))
+        tensor = group.members[0].tensor
+        terms.append(Term(1.0, (len(axes), *_blocks_of(structure, tensor)), tensor))
         axes.append(Axis(0, ((number, 1),)))
     return replace(structure, groups=(*structure.groups, *groups), axes=tuple(axes), param_terms=tuple(terms))
+
+
+def _blocks_of(structure: Structure, tensor: str) -> list[int]:
+    """The axes of the blocks that a tensor lies in."""
+    blocks = {number for number, group in enumerate(structure.groups) if group.kind == "blocks"}
+    term = next(term for term in structure.param_terms if term.label == tensor)
+    return [axis for axis in term.axes if blocks.intersection(group for group, _ in structure.axes[axis].per_group)]
 
 
 class Scalars:
@@ -118,6 +126,8 @@ class Scalars:
         unit_of: dict[int, NDArray[np.int64]] = {}
         owner_of: dict[int, NDArray[np.int64]] = {}
         for one, start in zip(coarse, offsets, strict=True):
+            if one.kind == "blocks":  # all of the tensor goes with it, which its cost says
+                continue
             for member in one.members:
                 if member.tensor == self.tensor and member.dim != FLAT:
                     maps = (unit_of,) if one.kind == "inputs" else (unit_of, owner_of)

@@ -23,6 +23,7 @@ from secateur.errors import CompactionError
 from secateur.structure.describe import described
 from secateur.structure.select import Select, select_input_
 from secateur.structure.tensors import Slot, dimension_order, in_order, in_place_of, listed, misfits, slots_of
+from secateur.structure.zeros import Zeros
 
 __all__ = ["CutPlan", "cut_", "cut_tensor"]
 
@@ -43,6 +44,7 @@ class CutPlan:
             are: along the channels of a convolution, along the last dimension of any other layer.
         rescales: by tensor name, ``(factor, offset)``: what is kept becomes ``(w + offset) * factor - offset``, as the
             weight of an RMSNorm must that is computed over fewer inputs.
+        zeros: paths of modules that become ones that return zeros (`Zeros`), as large as their first argument.
         dense: shapes that the parameters and buffers have before the cut; may be left out, and is then not checked.
 
     Example:
@@ -60,6 +62,7 @@ class CutPlan:
     selects: Mapping[str, Positions] = field(default_factory=dict)
     dense: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rescales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    zeros: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON data; each distinct list of positions is written once, for many tensors share theirs."""
@@ -77,6 +80,7 @@ class CutPlan:
             "attributes": {name: _as_json(value) for name, value in self.attributes.items()},
             "dense": {name: list(shape) for name, shape in self.dense.items()},
             "rescales": {name: [factor, offset] for name, (factor, offset) in self.rescales.items()},
+            **({"zeros": list(self.zeros)} if self.zeros else {}),
         }
 
     @classmethod
@@ -97,6 +101,7 @@ class CutPlan:
                 selects={str(path): lists[number] for path, number in data["selects"].items()},
                 dense={str(name): tuple(int(size) for size in shape) for name, shape in data["dense"].items()},
                 rescales={str(name): (float(f), float(o)) for name, (f, o) in data["rescales"].items()},
+                zeros=tuple(str(path) for path in data.get("zeros", ())),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CompactionError(f"this does not describe a cut: {type(error).__name__}: {error}") from error
@@ -120,6 +125,7 @@ class CutPlan:
             selects={**self.selects, **later.selects},
             dense=self.dense,
             rescales={**self.rescales, **later.rescales, **_both(self.rescales, later.rescales)},
+            zeros=tuple(sorted({*self.zeros, *later.zeros})),
         )
 
 
@@ -142,6 +148,7 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
     cuts = _checked_cuts(module, plan, slots)
     attributes = _checked_attributes(module, plan)
     selected = _checked_selects(module, plan, cuts)
+    branches = _checked_zeros(module, plan)
     rescales = {id(slots[name].tensor): how for name, how in plan.rescales.items() if name in slots}
     replaced = {
         key: in_place_of(tensor, _rescaled(cut_tensor(tensor, dims), *rescales.get(key, (1.0, 0.0))))
@@ -157,6 +164,8 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
         setattr(owner, key, value)
     for layer, positions in selected:
         select_input_(layer, _index(positions, cast("torch.Tensor", layer.weight)))
+    for owner, key in branches:
+        owner._modules[key] = Zeros().train(owner.training)
 
 
 def cut_tensor(tensor: torch.Tensor, cuts: Cuts) -> torch.Tensor:
@@ -284,6 +293,26 @@ def _checked_selects(
         found[id(layer)] = (layer, kept)
     _raise(module, problems)
     return list(found.values())
+
+
+def _checked_zeros(module: nn.Module, plan: CutPlan) -> list[tuple[nn.Module, str]]:
+    """Where the modules that become zeros are held."""
+    found: list[tuple[nn.Module, str]] = []
+    problems = []
+    for path in plan.zeros:
+        above, _, key = path.rpartition(".")
+        try:
+            owner = module.get_submodule(above)
+            owner.get_submodule(key)
+        except AttributeError:
+            problems.append(f"{path}: no such module")
+        else:
+            if key:
+                found.append((owner, key))
+            else:
+                problems.append("the whole module cannot become zeros")
+    _raise(module, problems)
+    return found
 
 
 def _raise(module: nn.Module, problems: Sequence[str]) -> None:

@@ -61,8 +61,8 @@ class Group:
         size: number of units ``U``.
         members: every slice that goes with a unit; at least one is a consumer.
         kind: ``"structured"`` for groups that the trace found, ``"heads"`` where these are attention heads;
-            ``"inputs"`` for single inputs of one layer, ``"weights"`` for the scalars of one tensor, ``"custom"`` for
-            those that `Structure.custom` makes.
+            ``"inputs"`` for single inputs of one layer, ``"weights"`` for the scalars of one tensor, ``"blocks"`` for a
+            whole branch, ``"custom"`` for those that `Structure.custom` makes.
         parts: of a custom group, the names of traced groups, and int64 ``(U, k)``, their units in each of its units.
     """
 
@@ -75,7 +75,7 @@ class Group:
     @property
     def least(self) -> int:
         """Units that always stay: one, but no single weight; none of a single custom unit, of which a part stays."""
-        return 0 if self.kind == "weights" or (self.kind == "custom" and self.size == 1) else 1
+        return 0 if self.kind in ("weights", "blocks") or (self.kind == "custom" and self.size == 1) else 1
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -90,6 +90,8 @@ class Group:
     @property
     def gated(self) -> tuple[Member, ...]:
         """The members at which a gate acts: the consumers, or all that carries the units where ``at_producers``."""
+        if self.kind == "blocks":
+            return self.members
         if not self.at_producers:
             return self.consumers
         return tuple(member for member in self.members if member.carrier and not member.rescaled)
@@ -228,7 +230,7 @@ class Structure:
             self.group(name)
         gone: dict[str, dict[int, NDArray[np.bool_]]] = {}
         for group in self.groups:
-            if group.name not in keep:
+            if group.name not in keep or group.kind == "blocks":
                 continue
             closed = np.ones(group.size, dtype=bool)
             kept = keep[group.name].detach().cpu().numpy()
@@ -250,6 +252,11 @@ class Structure:
                 **{norm.eps: norm.eps_value * norm.ratio(self.groups, keep) for norm in self.norms},
             },
             dense=dict(self.shapes),
+            zeros=tuple(
+                group.name.removesuffix(".block")
+                for group in self.groups
+                if group.kind == "blocks" and group.name in keep and not len(keep[group.name])
+            ),
             rescales={
                 self.aliases.get(norm.weight, norm.weight): (math.sqrt(norm.ratio(self.groups, keep)), norm.offset)
                 for norm in self.norms
