@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from secateur.blocks import branch_of
 from secateur.budget import Budget, Penalty
 from secateur.costs import CostModel
 from secateur.draws import live_of
@@ -105,7 +106,7 @@ def attach(
     try:
         accept_dense_keys(model)
         _bind(model, norms, structure)
-        probe(model, calls)
+        probe(model, calls, [branch_of(group) for group in gated if group.kind == "blocks"])
     except BaseException:
         strip(model)
         refuse_dense_keys(model)

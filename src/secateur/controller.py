@@ -321,7 +321,7 @@ class Controller:
             off = -max(under.values())
         else:
             weights.masked_fill_(~is_open, control.hold)
-        for group in np.flatnonzero(self.costs.n_open(is_open) == 0).tolist():
+        for group in np.flatnonzero(self.costs.n_open(is_open) < self.costs.floor).tolist():
             own = torch.nonzero(self.costs.segment_on(scores.device) == group).flatten()
             weights[own[scores[own].argmax()]] = -1.0
         growth = control.push_growth * max(-1.0, min(1.0, off / control.tolerance - 1.0))
