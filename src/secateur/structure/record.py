@@ -89,6 +89,7 @@ class Recorder(TorchDispatchMode):
         inputs = tuple(self.label(t) for t in _tensors(values.values()))
         for tensor in _tensors(values.values()):
             self.read[tensor] = True
+        _check_types(operator_name(func), values)
         out = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self.coupling.operator, self.coupling.module = operator_name(func), self.stack[-1] if self.stack else ""
@@ -173,7 +174,7 @@ class Recorder(TorchDispatchMode):
             if len(made) != len(outputs) or any(m.shape != tuple(t.shape) for m, t in zip(made, outputs, strict=True)):
                 self._freeze(inputs, f"meets a form of the operator {call.name} that its rule does not cover")
                 made = [Label(tuple(t.shape)) for t in outputs]
-        return [replace(label, data=data, weight=label.weight and not data) for label in made]
+        return [replace(label, data=data) for label in made]
 
     def _freeze(self, labels: tuple[Label, ...], reason: str) -> None:
         for label in labels:
@@ -267,6 +268,21 @@ def _shared_dimensions(a: torch.Tensor, b: torch.Tensor) -> dict[int, int]:
     place = {(b.stride(dim), size): dim for dim, size in enumerate(b.shape) if size > 1 and b.stride(dim) > 0}
     found = {dim: place.get((a.stride(dim), size)) for dim, size in enumerate(a.shape)}
     return {dim: other for dim, other in found.items() if other is not None}
+
+
+#: Operators that take tensors of one type only, where fake tensors do not look at it.
+_ONE_TYPE = frozenset({"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "convolution", "_convolution"})
+
+
+def _check_types(operator: str, values: Mapping[str, Any]) -> None:
+    """Raise what real tensors of these types would raise."""
+    if operator in _ONE_TYPE:
+        types = {tensor.dtype for tensor in _tensors(values.values())}
+        if len(types) > 1:
+            listed = " and ".join(sorted(str(one).removeprefix("torch.") for one in types))
+            raise TypeError(f"{operator} takes tensors of one dtype, got {listed}")
+    elif operator == "embedding" and values["indices"].dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"embedding takes indices of dtype int64 or int32, got {values['indices'].dtype}")
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from secateur.structure.coupling import Coupling
-from secateur.structure.ids import Factor, Ids, Label
+from secateur.structure.ids import Factor, Ids, Label, map_dims
 from secateur.structure.rules.pointwise import meet
 from secateur.structure.rules.reduction import given_up
-from secateur.structure.rules.registry import Call, rule, set_factors
+from secateur.structure.rules.registry import Call, Uncovered, rule, set_factors
 
 __all__ = ["TWO_ACTIVATIONS", "carry_rest", "contract", "count_macs"]
 
@@ -168,3 +168,21 @@ def bilinear(c: Coupling, call: Call) -> Label:
     rows = [Label((x.shape[0], 1), side.factors, side.uniform) for side in (left, right)]
     columns = Label((1, weight.shape[0]), tuple(Factor((1,), f.ids) for f in rest.factors if f.dims == (0,)))
     return Label(call.shape, meet(c, [*rows, columns], call.shape))
+
+
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_mm(c: Coupling, call: Call) -> Label:
+    """``(m, k) @ (g, k, n)``, each row with the matrix of its group (experts): as a product with each of them.
+
+    Other forms, where the rows of a group are a sum or a result of their own, are not covered.
+    """
+    left, right = (call.label(name) for name in list(call.values)[:2])
+    if len(left.shape) != 2 or len(right.shape) != 3:
+        raise Uncovered
+    right = given_up(c, right, [0], "is chosen by data (experts)")
+    one = set_factors(
+        Label(right.shape[1:], weight=right.weight, vanishes=right.vanishes),
+        right.shape[1:],
+        map_dims([factor for factor in right.factors if 0 not in factor.dims], lambda dim: dim - 1),
+    )
+    return _matrix_product(c, call, left, one, call.shape)

@@ -139,7 +139,8 @@ def pointwise(c: Coupling, call: Call) -> Label:
 
 def _maps_zero_to_zero(call: Call, labels: Sequence[Label]) -> tuple[bool, bool]:
     """Whether the result is a weight, and whether all operands must be zero for it to be zero."""
-    if not any(label.weight for label in labels) or any(label.data for label in labels):
+    # A weight whose slices were picked by data is still one; its product with data is not.
+    if not any(label.weight for label in labels) or (len(labels) > 1 and any(label.data for label in labels)):
         return False, False
     name = call.name
     if name in _ZEROS_TO_ZERO:
