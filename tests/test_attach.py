@@ -101,7 +101,7 @@ def parametrized() -> nn.Module:
         (DistributedDataParallel, r"attach to model\.module before"),
         (OptimizedModule, r"attach to model\._orig_mod"),
         (gated, r"gated already; call detach\(\)"),
-        (lambda: nn.Sequential(nn.LazyLinear(3)), "lazy parameters"),
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "lazy module"),
         (parametrized, r"fc1 has parametrizations .*remove_parametrizations first"),
     ],
 )

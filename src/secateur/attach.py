@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateur.blocks import branch_of
@@ -23,6 +22,7 @@ from secateur.pruner import Pruner
 from secateur.rule import Chosen, Rule, choose, with_custom
 from secateur.structure.example import Examples, as_examples
 from secateur.structure.groups import Structure
+from secateur.structure.plain import unfit
 from secateur.structure.tensors import listed, misfits, named_tensors
 from secateur.structure.trace import trace
 from secateur.units import Units
@@ -137,8 +137,8 @@ def _check(model: nn.Module) -> None:
             f"model: {listed(parametrized)} has parametrizations (weight norm, spectral norm or others), and a weight"
             " that is computed cannot be cut; call torch.nn.utils.parametrize.remove_parametrizations first"
         )
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise GateError("model: it has lazy parameters without a shape; run it once first")
+    if problem := unfit(model):
+        raise GateError(problem)
 
 
 def _made(

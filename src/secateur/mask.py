@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan
 from secateur.structure.groups import Keep, Structure
+from secateur.structure.plain import unfit, with_graph
 from secateur.structure.tensors import listed, misfits, named_tensors
 
 __all__ = ["checked_keep", "checked_model", "copied", "mask", "mask_tensors_", "plan_of"]
@@ -129,8 +130,10 @@ def checked_model(model: nn.Module, structure: Structure) -> None:
     """Refuse a model that is not the one that was traced.
 
     Raises:
-        CompactionError: names or shapes of its parameters and buffers differ.
+        CompactionError: it is wrapped or gated, or names or shapes of its parameters and buffers differ.
     """
+    if problem := unfit(model):
+        raise CompactionError(f"{problem}.")
     if problems := misfits(model, structure.shapes):
         raise CompactionError(
             f"the structure is not of this {type(model).__name__}: {listed(problems)}. Trace the model as it is now."
@@ -148,10 +151,12 @@ def copied(model: M) -> M:
     with FakeCopyMode(mode) if mode is not None else contextlib.nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
         try:
             return copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:
+            named = listed(with_graph(model))
             raise CompactionError(
                 f"{type(model).__name__} cannot be copied ({error}). Cut it with in_place=True and no examples, or "
-                "make it pass copy.deepcopy: no open files, locks, or tensors that carry a graph as attributes."
+                "make it pass copy.deepcopy: no open files, locks, or tensors with a graph as attributes"
+                f"{named and f' (it has {named})'}."
             ) from error
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from secateur.errors import TraceError
 
-__all__ = ["Example", "Examples", "as_examples"]
+__all__ = ["Example", "Examples", "as_examples", "summary"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,21 @@ def _one(item: object, where: str) -> Example:
     raise TraceError(
         f"{where}: got {type(item).__name__}, expected a tuple of positional inputs or an sc.Example(args, kwargs)."
     )
+
+
+def summary(example: Example) -> str:
+    """What a call is made with, in words: types and shapes of tensors, other values as their types.
+
+    Example:
+        >>> summary(Example((torch.zeros(2, 3),), {"flag": True}))
+        '(float32 (2, 3), flag=bool)'
+    """
+    given = [_named(value) for value in example.args]
+    given += [f"{name}={_named(value)}" for name, value in example.kwargs.items()]
+    return f"({', '.join(given)})"
+
+
+def _named(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__

@@ -22,8 +22,9 @@ from secateur.structure.coupling import Coupling
 from secateur.structure.example import Example
 from secateur.structure.ids import Label
 from secateur.structure.norms import RmsNorm, as_one_operator
+from secateur.structure.plain import with_graph
 from secateur.structure.record import Entry, Recorder, tensors_in, watch
-from secateur.structure.tensors import first_names, named_tensors
+from secateur.structure.tensors import first_names, listed, named_tensors
 
 __all__ = ["Run", "RunFailure", "Setting", "run"]
 
@@ -167,7 +168,9 @@ def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
         with FakeCopyMode(mode):
             return copy.deepcopy(model)
     except Exception as error:
+        named = listed(with_graph(model))
         raise TraceError(
             f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}. Tracing works on a "
-            "copy; make the model pass copy.deepcopy (no open files, locks, or tensors with a graph as attributes)."
+            "copy; make the model pass copy.deepcopy: no open files, locks, or tensors with a graph as attributes"
+            f"{named and f' (it has {named})'}."
         ) from error

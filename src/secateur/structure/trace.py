@@ -13,15 +13,17 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import TraceError
 from secateur.structure.attributes import SizedAttributes, settle
-from secateur.structure.coupling import Coupling
-from secateur.structure.example import Example, Examples, as_examples
+from secateur.structure.coupling import Coupling, Freeze
+from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import group_units
 from secateur.structure.groups import Structure
 from secateur.structure.norms import RmsNorm, find_rms_norms
+from secateur.structure.plain import computed, unfit
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
 from secateur.structure.trial import Recorded, Trial
@@ -56,6 +58,7 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     calls = as_examples(examples)
     coupling = Coupling()
     sites = Sites.of(model, coupling)
+    _freeze_computed(model, coupling, sites)
     norms = find_rms_norms(model)
     recorded, notes = _record(model, calls, sites, coupling, norms)
     read = frozenset().union(*(one.run.read for one in recorded))
@@ -117,14 +120,23 @@ def _record(
                     )
             except RunFailure as failure:
                 if not (training and recorded):
-                    raise _does_not_run(position, training, failure) from failure.error
+                    raise _does_not_run(model, f"examples[{position}]", setting, failure) from failure.error
                 notes.append(
                     f"training mode could not be traced ({type(failure.error).__name__}: {failure.error}); "
-                    "only evaluation mode is covered"
+                    f"only evaluation mode is covered{_BATCH if _ONE_VALUE in str(failure.error) else ''}"
                 )
                 continue
             recorded.append(Recorded(setting, one))
     return recorded, tuple(dict.fromkeys(notes))
+
+
+def _freeze_computed(model: nn.Module, coupling: Coupling, sites: Sites) -> None:
+    """Freeze what weights are computed from before they are read, with that as the first reason."""
+    for name, reason in computed(model).items():
+        first = sites.aliases.get(name, name)
+        for site, tensor in enumerate(sites.tensors):
+            if tensor == first:
+                coupling.freeze_at(sites.ids(site), Freeze(reason, module=name.partition(".parametrizations.")[0]))
 
 
 def _freeze_outputs(coupling: Coupling, one: Run) -> None:
@@ -141,41 +153,50 @@ def _check(model: nn.Module) -> None:
     """Refuse what cannot be traced as it is, each with what to do."""
     if not isinstance(model, nn.Module):
         raise TraceError(f"model: got {type(model).__name__}, expected a torch.nn.Module.")
-    wrapped = {
-        "DistributedDataParallel": "trace model.module, and wrap again afterwards",
-        "DataParallel": "trace model.module",
-        "FullyShardedDataParallel": "trace the module before it is sharded",
-        "OptimizedModule": "trace what was given to torch.compile (model._orig_mod), and compile again afterwards",
-    }
-    kind = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError(
-            f"model: {kind} is scripted, and its Python forward is gone; trace the module before torch.jit."
-        )
-    if kind in wrapped:
-        raise TraceError(f"model: {kind} wraps the model; {wrapped[kind]}.")
+    if problem := unfit(model):
+        raise TraceError(f"{problem}.")
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
-    if lazy:
-        raise TraceError(f"model: {lazy[0]} has no shape yet (a lazy module); run the model once first.")
     devices = sorted({str(tensor.device) for _, tensor in tensors})
     if len(devices) > 1:
         raise TraceError(
             f"model: its tensors are on several devices ({', '.join(devices)}); move it to one to trace it."
         )
     if not any(True for _ in model.parameters()):
-        raise TraceError(f"model: {kind} has no parameters, so there is nothing to prune.")
+        raise TraceError(f"model: {type(model).__name__} has no parameters, so there is nothing to prune.")
 
 
 def _on_meta(model: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in model.parameters())
 
 
-def _does_not_run(position: int, training: bool, failure: RunFailure) -> TraceError:
+def _does_not_run(model: nn.Module, name: str, setting: Setting, failure: RunFailure) -> TraceError:
     where = failure.stack[-1] if failure.stack and failure.stack[-1] else "the model's forward"
-    after = failure.entries[-1].operator if failure.entries else "no operator yet"
-    return TraceError(
-        f"examples[{position}] does not run through the model in {'training' if training else 'evaluation'} mode: in "
-        f"{where}, after {after}: {type(failure.error).__name__}: {failure.error}. Give inputs that its forward "
-        "accepts, with their dtypes and device; a model that looks at values cannot be traced on the meta device."
+    after = f"after {failure.entries[-1].operator}" if failure.entries else "before its first operator"
+    own = str(next(model.parameters()).device)
+    given = sorted(
+        {
+            str(leaf.device)
+            for leaf in tree_leaves(setting.example.args) + tree_leaves(dict(setting.example.kwargs))
+            if isinstance(leaf, torch.Tensor)
+        }
     )
+    asks = isinstance(failure.error, _LOOKS_AT_VALUES) or "meta tensor" in str(failure.error)
+    if asks and _on_meta(model) and given in ([], ["meta"]):
+        advice = (
+            "It looks at values, and tensors on the meta device have none: trace a model and inputs that are on the CPU"
+        )
+    elif given not in ([], [own]):
+        advice = f"The inputs are on {', '.join(given)} and the model on {own}: move them there"
+    else:
+        advice = f"It was called with {summary(setting.example)}; give inputs that its forward accepts"
+    return TraceError(
+        f"{name} does not run through the model in {'training' if setting.training else 'evaluation'} mode: in "
+        f"{where}, {after}: {type(failure.error).__name__}: {failure.error}. {advice}."
+    )
+
+
+#: What fake tensors raise where a number is asked of them.
+_LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+#: What torch's BatchNorm says of a batch that it cannot train on.
+_ONE_VALUE = "Expected more than 1 value per channel"
+_BATCH = ": BatchNorm cannot train on one example, so give two or more"
