@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.polynomials import Polynomials, chain, convolutional, group
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.costs import KINDS, CostModel
 from secateur.errors import BudgetError
-from secateur.structure.groups import Axis, Cost, Frozen, Group, Term
-
-
-@dataclass(frozen=True)
-class Polynomials:
-    """The part of a structure that costs are read from."""
-
-    groups: tuple[Group, ...]
-    axes: tuple[Axis, ...]
-    param_terms: tuple[Term, ...]
-    mac_terms: tuple[Term, ...]
-    frozen: tuple[Frozen, ...] = ()
-
-
-def group(size: int, name: str = "g") -> Group:
-    return Group(name, size=size, members=())
-
-
-def chain(widths: list[int]) -> Polynomials:
-    """A network of linear layers without biases, every width a group; MACs are parameters times 7 positions."""
-    groups = tuple(group(width, f"g{i}") for i, width in enumerate(widths))
-    axes = tuple(Axis(0, ((i, 1),)) for i in range(len(widths)))
-    pairs = [(i, i + 1) for i in range(len(widths) - 1)]
-    return Polynomials(
-        groups,
-        axes,
-        tuple(Term(1.0, pair, f"fc{i}") for i, pair in enumerate(pairs)),
-        tuple(Term(7.0, pair, f"fc{i}") for i, pair in enumerate(pairs)),
-    )
+from secateur.structure.groups import Axis, Cost, Term
 
 
 @st.composite
@@ -136,24 +108,6 @@ def test_a_square_recurrent_weight_uses_that_bits_are_their_own_squares() -> Non
     chances = torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)
     # E[n^2] = (E n)^2 + Var n = 2.25 + 0.75, not 2.25
     assert CostModel(structure).expected(chances).item() == pytest.approx(3.0)
-
-
-def convolutional() -> Polynomials:
-    """On 8 x 8 images: conv 3 -> 4 (3 x 3, padded, bias), BatchNorm 4, conv 4 -> 5 (3 x 3, bias), linear 5 -> 10."""
-    return Polynomials(
-        groups=(group(4, "conv1"), group(5, "conv2")),
-        axes=(Axis(0, ((0, 1),)), Axis(0, ((1, 1),))),
-        param_terms=(
-            Term(27.0, (0,), "conv1.weight"),
-            Term(1.0, (0,), "conv1.bias"),
-            Term(2.0, (0,), "bn"),
-            Term(9.0, (0, 1), "conv2.weight"),
-            Term(1.0, (1,), "conv2.bias"),
-            Term(10.0, (1,), "fc.weight"),
-            Term(10.0, (), "fc.bias"),
-        ),
-        mac_terms=(Term(27.0 * 64, (0,), "conv1"), Term(9.0 * 64, (0, 1), "conv2"), Term(10.0, (1,), "fc")),
-    )
 
 
 def test_a_convolutional_network_counted_by_hand() -> None:
