@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.gates import Gate, HardConcrete, Layout, Method
-from secateur.gateset import GateSet, Norms
-from secateur.placement import gated_sites, maps_of, place
+from secateur.pruning.gateset import GateSet, Norms
+from secateur.pruning.placement import gated_sites, maps_of, place
 from secateur.structure.groups import Group, Structure
 from secateur.structure.trace import trace
 

@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.compact import compact
-from secateur.mask import mask
+from secateur.compaction.compact import compact
+from secateur.compaction.mask import mask
 from secateur.structure.coupling import Coupling, Solution
 from secateur.structure.example import Example
 from secateur.structure.groups import Structure

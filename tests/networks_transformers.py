@@ -99,7 +99,7 @@ def _causal(name: str, stem: str, tiny: dict[str, Any], real: dict[str, Any] | N
 
 
 TRANSFORMERS = (
-    row("BERT family", "bert", "BertForSequenceClassification", "BertConfig", SMALL, {}, quick=True),
+    row("BERT family", "bert", "BertForSequenceClassification", "BertConfig", SMALL, {}),
     row("BERT family", "bert-mlm", "BertForMaskedLM", "BertConfig", SMALL, {}),
     row("BERT family", "roberta", "RobertaForMaskedLM", "RobertaConfig", SMALL, {}),
     row(

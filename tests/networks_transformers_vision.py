@@ -25,7 +25,7 @@ def pictures(size: int) -> Any:
 
 
 TRANSFORMERS_VISION = (
-    row("ViT", "vit", "ViTForImageClassification", "ViTConfig", VIT, {}, inputs=picture, quick=True),
+    row("ViT", "vit", "ViTForImageClassification", "ViTConfig", VIT, {}, inputs=picture),
     row("ViT", "deit", "DeiTForImageClassification", "DeiTConfig", VIT, {}, inputs=picture),
     row(
         "ViT",

@@ -11,7 +11,7 @@ from tests.conftest import _declare_torchvision_operators
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.proof import _PRECISIONS, _Exact
+from secateur.compaction.proof import _PRECISIONS, _Exact
 
 transformers = pytest.importorskip("transformers")
 

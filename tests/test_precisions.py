@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.proof import prove
+from secateur.compaction.proof import prove
 from secateur.structure.tensors import named_tensors
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
-from secateur.proof import Proof, prove
+from secateur.compaction.proof import Proof, prove
 from secateur.structure.record import tensors_in
 
 __all__ = ["Exam", "counted_macs", "half", "held_back", "one_each", "redrawn", "uneven"]
@@ -97,7 +97,7 @@ class Exam:
         model: the dense model.
         example: its inputs.
         structure: its structure.
-        seconds: of the trace.
+        seconds: of the processor, for the trace.
         keep: half of every group.
         small: the compact model.
     """
@@ -110,9 +110,9 @@ class Exam:
     small: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         self.structure = sc.trace(self.model, self.example)
-        self.seconds = time.perf_counter() - start
+        self.seconds = time.process_time() - start
         self.keep = half(self.structure)
         self.small = sc.compact(self.model, self.structure, self.keep)
 

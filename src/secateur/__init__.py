@@ -1,11 +1,9 @@
 """Secateur trains PyTorch networks to become small: gates, budgets, and exact cutting of what they close."""
 
-from secateur.artifact import load, save
-from secateur.attach import attach
-from secateur.budget import Budget, Penalty
-from secateur.compact import compact, cut_of, mask
+from secateur.budgets.budget import Budget, Penalty
+from secateur.compaction.artifact import load, save
+from secateur.compaction.compact import compact, cut_of, mask
 from secateur.errors import BudgetError, CompactionError, GateError, SecateurError, TraceError
-from secateur.finalize import Report
 from secateur.gates import (
     ARM,
     DifferentiableSparsification,
@@ -16,8 +14,10 @@ from secateur.gates import (
     StraightThrough,
     method_from_name,
 )
-from secateur.pruner import Pruner
-from secateur.rule import Rule
+from secateur.pruning.attach import attach
+from secateur.pruning.finalize import Report
+from secateur.pruning.pruner import Pruner
+from secateur.pruning.rule import Rule
 from secateur.structure.cut import CutPlan
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost, Frozen, Group, Keep, Member, Structure

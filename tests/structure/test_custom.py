@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.compact import compact, mask
-from secateur.costs import CostModel
-from secateur.inputs import with_inputs
-from secateur.proof import prove
+from secateur.budgets.costs import CostModel
+from secateur.compaction.compact import compact, mask
+from secateur.compaction.proof import prove
+from secateur.pruning.inputs import with_inputs
 from secateur.structure.groups import Group, Member, Structure
 
 

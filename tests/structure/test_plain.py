@@ -295,7 +295,9 @@ class TestInputsAndOutputs:
             def forward(self, x: Tensor) -> object:
                 return wrap(self.b(self.a(x)))
 
-        with pytest.raises(sc.TraceError, match=f"returned {kind}, in which no tensor was found.*forward returns the tensors"):
+        with pytest.raises(
+            sc.TraceError, match=f"returned {kind}, in which no tensor was found.*forward returns the tensors"
+        ):
             sc.trace(Wraps(), (X,))
 
     def test_one_example_for_batch_norm_is_a_note(self) -> None:

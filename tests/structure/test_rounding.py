@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.test_compact import Residual, kept
+from tests.compaction.test_compact import Residual, kept
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.compact import compact
-from secateur.inputs import with_inputs
-from secateur.proof import prove
+from secateur.compaction.compact import compact
+from secateur.compaction.proof import prove
+from secateur.pruning.inputs import with_inputs
 from secateur.structure.groups import Axis, Group, Member, Structure
 
 

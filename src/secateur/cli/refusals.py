@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from secateur.artifact import check_writable
+from secateur.compaction.artifact import check_writable
 from secateur.errors import SecateurError
 
 __all__ = ["BAD_INPUT", "INTERRUPTED", "check_place", "errors", "plain_endings"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import secateur as sc
-from secateur.artifact import whole_or_not_at_all
+from secateur.compaction.artifact import whole_or_not_at_all
 from secateur.errors import SecateurError
 from secateur.recipes.measure import Latency
 from secateur.recipes.settings import Settings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget import Budget
+from secateur.budgets.budget import Budget
 from secateur.errors import SecateurError
 from secateur.gates import METHODS
 from secateur.recipes.data import DATA_SETS

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.pruner import Pruner
+from secateur.pruning.pruner import Pruner
 from secateur.recipes.data import Images, batches, n_batches
 from secateur.structure.groups import Cost
 

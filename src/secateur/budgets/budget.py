@@ -1,0 +1,308 @@
+"""What a user says about size: a penalty's weight, or a budget to end at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.budgets.controller import Control, Controller
+from secateur.budgets.costs import KINDS, CostModel, Kind
+from secateur.budgets.projection import project_onto
+from secateur.errors import BudgetError
+from secateur.structure.groups import Cost
+
+__all__ = ["Budget", "Control", "Controller", "Penalty", "PenaltyTerm", "project"]
+
+#: Optimizer steps that the schedule's fractions are of where the length of the training is not told: with the default
+#: fractions the target stands after 300 steps.
+UNTOLD_STEPS = 500
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size to end at: shares of the dense model's whole cost, frozen parts included, or absolute numbers.
+
+    The cost of the gates that evaluation uses is brought to the target during training by a `Controller`; what is left
+    at the end, a few units at most, is closed or opened by `project`. With several targets the tightest one is met and
+    the others hold as upper bounds.
+
+    Args:
+        keep_params: share of the parameters, in (0, 1], or their number, an int over 1.
+        keep_macs: share of the multiply-accumulates of one forward pass, in (0, 1], or their number, an int over 1.
+        equality: True (default): gates that close by themselves below every target are opened again, so that the size
+            stated is the size had. False: a target is an upper bound only.
+        steps: optimizer steps of the whole training. Without it the schedule is one for short trainings: tell it,
+            or long trainings prune before they have learned what to keep.
+        hold: when the target starts to fall from the size at the start: a fraction of ``steps`` in [0, 1], or an int,
+            optimizer steps.
+        ramp: how long it falls, alike. It falls by equal factors in equal times.
+        slack: how far below every target the end may stay, as a share of the dense cost in [0, 1], before `project`
+            opens units again that training had closed: what such a unit adds was never trained.
+        control: how fast multipliers move; the defaults serve all methods.
+
+    Raises:
+        BudgetError: no target, one outside its range, or a schedule longer than the training.
+
+    Gates need optimizer settings of their own. The log-odds of a gate travel about 3 from the start to where it closes
+    and up to 7 from certainly open. Adam moves a parameter by at most about its rate in a step, so that the rate of
+    1e-3 that suits weights takes 3000 to 7000 steps, and 2e-2 takes 150 to 350: give gates about 20 times the weights'
+    rate, or at least 7 over the steps of the ramp. Plain SGD with rate 0.1 moves a gate whose penalty has slope 1e-4
+    by 1e-5 a step and never closes it. Weight decay pulls every gate to one chance and fights both loss and budget.
+
+    Example:
+        >>> Budget(keep_params=0.1, keep_macs=0.25).targets(Cost(params=1000, macs=40_000))
+        {'params': 100, 'macs': 10000}
+        >>> Budget(keep_params=1.5)
+        Traceback (most recent call last):
+        ...
+        secateur.errors.BudgetError: Budget: keep_params=1.5, expected a share in (0, 1] or an absolute number as an ...
+    """
+
+    keep_params: float | None = None
+    keep_macs: float | None = None
+    equality: bool = True
+    steps: int | None = None
+    hold: float = 0.1
+    ramp: float = 0.5
+    slack: float = 0.01
+    control: Control = field(default_factory=Control)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"keep_{kind}={keep!r}, expected a share in (0, 1] or an absolute number as an int over 1"
+            for kind, keep in self._wanted.items()
+            if not _is_share(keep) and not _is_number(keep)
+        ]
+        if not self._wanted:
+            problems.append("no target; say keep_params=, keep_macs= or both, for example keep_params=0.1")
+        if self.steps is not None and not (_is_int(self.steps) and self.steps >= 1):
+            problems.append(f"steps={self.steps!r}, expected the number of optimizer steps, an int of at least 1")
+        for name in ("hold", "ramp"):
+            value = getattr(self, name)
+            if not (_is_int(value) and value >= 0) and not (isinstance(value, float) and 0.0 <= value <= 1.0):
+                problems.append(f"{name}={value!r}, expected a fraction in [0, 1] or a number of steps as an int")
+        if isinstance(self.slack, bool) or not 0.0 <= self.slack <= 1.0:
+            problems.append(f"slack={self.slack!r}, expected a share of the dense cost in [0, 1]")
+        if not problems:
+            hold, ramp = self.schedule
+            if self.steps is not None and hold + ramp > self.steps:
+                problems.append(
+                    f"the target stands after hold + ramp = {hold} + {ramp} steps, but the training has {self.steps};"
+                    " shorten hold= or ramp="
+                )
+        if problems:
+            raise BudgetError("Budget: " + "; ".join(problems))
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """Optimizer steps of hold and of ramp."""
+        steps = UNTOLD_STEPS if self.steps is None else self.steps
+        hold, ramp = (value if _is_int(value) else round(value * steps) for value in (self.hold, self.ramp))
+        return int(hold), int(ramp)
+
+    def targets(self, dense: Cost) -> dict[Kind, int]:
+        """Cost to end at by kind, for a model of that dense cost.
+
+        Raises:
+            BudgetError: an absolute number is above the dense cost.
+        """
+        found: dict[Kind, int] = {}
+        for kind, keep in self._wanted.items():
+            whole = getattr(dense, kind)
+            found[kind] = math.floor(keep * whole * (1 + 1e-12)) if _is_share(keep) else int(keep)
+            if found[kind] > whole:
+                raise BudgetError(
+                    f"Budget: keep_{kind}={keep}, but the dense model has only {whole}; ask for less, or for a share in"
+                    " (0, 1]"
+                )
+        return found
+
+    def start(self, costs: CostModel) -> Controller:
+        """The state of this budget in one training.
+
+        Raises:
+            BudgetError: the budget is above the dense cost or below what a cut can reach; the message names what
+                cannot go.
+        """
+        targets = feasible(costs, self.targets(costs.dense))
+        hold, ramp = self.schedule
+        return Controller(costs, targets, hold=hold, ramp=ramp, equality=self.equality, control=self.control)
+
+    @property
+    def _wanted(self) -> dict[Kind, float]:
+        return {kind: keep for kind in KINDS if (keep := getattr(self, f"keep_{kind}")) is not None}
+
+
+@dataclass(frozen=True)
+class Penalty:
+    r"""A weight times the expected cost, as the papers have it; the size that comes out is found by trial.
+
+    ``"count/N"``: :math:`\frac{\lambda}{N} \sum_g |g| P(z_g \ne 0)`, up to the constant cost of what has no gate, with
+    the loss a mean over examples. ``"density"``: weight times expected over dense cost.
+
+    Args:
+        weight: lambda, >= 0.
+        unit: ``"count/N"`` or ``"density"``.
+        n_examples: N, the number of training examples; needed for ``"count/N"`` only.
+        kind: ``"params"`` or ``"macs"``.
+
+    Raises:
+        BudgetError: a setting is outside its range, or N is missing or superfluous.
+
+    Example:
+        >>> Penalty(0.1, n_examples=60_000).factor(Cost(params=266_200, macs=266_200))
+        1.6666666666666667e-06
+
+    Reference:
+        Louizos, Welling, Kingma, Learning Sparse Neural Networks through L0 Regularization, ICLR 2018, eq. 4.
+    """
+
+    weight: float
+    unit: Literal["count/N", "density"] = "count/N"
+    n_examples: int | None = None
+    kind: Kind = "params"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if isinstance(self.weight, bool) or not 0.0 <= self.weight < math.inf:
+            problems.append(f"weight={self.weight!r}, expected a finite number of at least 0")
+        if self.unit not in ("count/N", "density"):
+            problems.append(f"unit={self.unit!r}, expected 'count/N' or 'density'")
+        if self.kind not in KINDS:
+            problems.append(f"kind={self.kind!r}, expected one of {', '.join(KINDS)}")
+        if self.unit == "count/N" and not (_is_int(self.n_examples) and self.n_examples >= 1):  # type: ignore[operator]
+            problems.append(f"n_examples={self.n_examples!r}, expected the number of training examples for 'count/N'")
+        if self.unit == "density" and self.n_examples is not None:
+            problems.append(f"n_examples={self.n_examples!r} has no meaning for 'density'; leave it out")
+        if problems:
+            raise BudgetError("Penalty: " + "; ".join(problems))
+
+    def factor(self, dense: Cost) -> float:
+        """What the expected cost is multiplied by."""
+        return self.weight / (self.n_examples if self.n_examples is not None else max(getattr(dense, self.kind), 1))
+
+    def start(self, costs: CostModel) -> PenaltyTerm:
+        """This penalty for one training."""
+        return PenaltyTerm(costs, self)
+
+
+class PenaltyTerm:
+    """A penalty in one training, with the questions of a `Controller`; its only state is what it displays.
+
+    Args:
+        costs: what units cost.
+        penalty: the weight.
+    """
+
+    def __init__(self, costs: CostModel, penalty: Penalty) -> None:
+        self.costs = costs
+        self.penalty = penalty
+        self.target: dict[Kind, int] = {}
+        self._factor = penalty.factor(costs.dense)
+        self._costs_now = (costs.dense, costs.dense)
+
+    @property
+    def expected(self) -> Cost:
+        """Expected cost at the last step, rounded."""
+        return self._costs_now[0]
+
+    @property
+    def exact(self) -> Cost:
+        """Cost of the fixed gates at the last step."""
+        return self._costs_now[1]
+
+    def loss(self, prob_open: Tensor, fixed_open: Tensor | None = None, *, task_loss: Tensor | None = None) -> Tensor:
+        """What to add to the task loss; ``prob_open`` is ``(U,)``, the rest is not needed."""
+        return self._factor * self.costs.expected(prob_open, self.penalty.kind)
+
+    @torch.no_grad()
+    def step(self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | None = None) -> None:
+        """Note the costs, once after each optimizer step."""
+        values = self.costs.expected_vector(prob_open).tolist()
+        if not all(math.isfinite(value) for value in values):
+            raise BudgetError(f"PenaltyTerm.step: the expected cost is {values}; the gates' parameters have diverged")
+        self._costs_now = Cost(*(round(value) for value in values)), self.costs.exact(fixed_open)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: a penalty learns nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if state:
+            raise BudgetError(f"PenaltyTerm: got the state of a budget with {', '.join(state)}; expected none")
+
+
+def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | Mapping[Kind, int]) -> Tensor:
+    """The pattern of open units within a budget that flips as few as possible, the least wanted ones.
+
+    See `secateur.budgets.projection.project_onto` for the order.
+
+    Args:
+        costs: what units cost.
+        scores: ``(U,)``, larger stays longer; infinite for units without a gate, which keep their state.
+        is_open: bool ``(U,)``.
+        budget: a budget, or the largest allowed cost by kind, to be filled while single units fit.
+
+    Returns:
+        bool ``(U,)`` on the CPU. Under a budget with ``equality=False`` a pattern that is within stays as it is.
+
+    Raises:
+        BudgetError: the budget is out of reach.
+    """
+    if isinstance(budget, Budget):
+        limits = feasible(costs, budget.targets(costs.dense))
+        now = costs.exact(is_open)
+        if not budget.equality and all(getattr(now, kind) <= limit for kind, limit in limits.items()):
+            return is_open.detach().to("cpu", torch.bool).clone()
+        return project_onto(costs, scores, is_open, limits, budget.slack)
+    return project_onto(costs, scores, is_open, feasible(costs, budget))
+
+
+def feasible(costs: CostModel, targets: Mapping[Kind, int]) -> dict[Kind, int]:
+    """The targets, if a cut can reach them.
+
+    Raises:
+        BudgetError: with the least reachable number, and what keeps it large.
+    """
+    problems = []
+    for kind, target in targets.items():
+        least, dense = getattr(costs.least, kind), getattr(costs.dense, kind)
+        if target < least:
+            problems.append(
+                f"{target} {kind} ({target / dense:.3%} of {dense}) cannot be reached: with one unit left in every"
+                f" group {least} remain ({least / dense:.3%}), most of them {_what_stays(costs, kind)}"
+            )
+    if problems:
+        raise BudgetError(
+            "Budget: " + "; ".join(problems) + ". Raise the budget, or see structure.frozen for what cannot be pruned"
+        )
+    return dict(targets)
+
+
+def _what_stays(costs: CostModel, kind: Kind) -> str:
+    """The term that is largest in the least model, and why its dimensions are frozen."""
+    label = costs.largest_term[kind]
+    entries = [entry for entry in getattr(costs.structure, "frozen", ()) if label in (entry.tensor, entry.module)]
+    if not entries:
+        entries = [e for e in getattr(costs.structure, "frozen", ()) if label and e.tensor.startswith(f"{label}.")]
+    reason = max(entries, key=lambda entry: entry.count).reason if entries else ""
+    return f"in {label or 'what no unit touches'}" + (f" ({reason})" if reason else "")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_share(value: object) -> bool:
+    """A number in (0, 1]; the integer 1 means all."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 < value <= 1.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1

@@ -1,0 +1,341 @@
+"""The state of a budget in one training: a price on expected cost, and a push for the gates that must still move.
+
+Index conventions: ``U`` units of all groups in a row.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.budgets.costs import KINDS, CostModel, Kind
+from secateur.budgets.projection import flips
+from secateur.errors import BudgetError
+from secateur.structure.groups import Cost
+
+__all__ = ["Control", "Controller"]
+
+#: Memory of the running size of the task loss, in optimizer steps.
+LOSS_MEMORY = 10
+#: Least push, relative to the size of the task loss: what it starts from in every ramp.
+LEAST_PUSH = 0.05
+#: Largest push: a single unit of a hundredth of the cost then weighs ten times as much as the loss.
+LARGEST_PUSH = 1e3
+#: What is divided by, or has its logarithm taken, is at least this.
+SMALLEST = 1e-9
+
+
+@dataclass(frozen=True)
+class Control:
+    """How fast multipliers move; the defaults serve every gate method, optimizer rates and loss scales alike.
+
+    Args:
+        price_step: ascent of the price for each optimizer step and unit of ``log(expected / reference)``, >= 0; 0
+            switches the price off.
+        proportional: share of the violation itself that is added to the price (PI control), >= 0.
+        restart: whether the price falls to 0 as soon as the expected cost is at the reference or under it.
+        price_limit: largest price, > 0. At 1, halving the cost is worth as much as halving the loss.
+        push_growth: largest relative growth of the push in one step, in [0, 1); half of it while the reference falls.
+            0 switches the push off, and what is left is the Lagrangian of the expected cost.
+        push_decay: largest relative decay of the push in one step, in [0, 1).
+        push_gain: how many times larger than its multiplier the push can be while the cost is far off, >= 1.
+        tolerance: relative deviation of the fixed gates' cost at which the push neither grows nor decays, > 0.
+        lag: optimizer steps by which that cost may trail the falling reference as well, >= 0.
+        hold: how hard units stay closed once they are, as a share of the push, >= 0.
+        leak: share of the push that reaches all other units when units must open, >= 0: methods whose closed units
+            get no gradient can only open them through the others.
+
+    Raises:
+        BudgetError: a setting is outside its range.
+
+    Example:
+        >>> Control(push_growth=0.0, restart=False).price_step  # the textbook Lagrangian
+        0.1
+    """
+
+    price_step: float = 0.1
+    proportional: float = 0.0
+    restart: bool = True
+    price_limit: float = 3.0
+    push_growth: float = 0.1
+    push_decay: float = 0.025
+    push_gain: float = 5.0
+    tolerance: float = 0.02
+    lag: float = 15.0
+    hold: float = 0.3
+    leak: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = {"push_gain": 1.0, "price_limit": SMALLEST, "tolerance": SMALLEST}
+        most = {"push_growth": 1.0 - SMALLEST, "push_decay": 1.0 - SMALLEST}
+        wrong = []
+        for setting in fields(self):
+            value, low, high = getattr(self, setting.name), least.get(setting.name, 0.0), most.get(setting.name)
+            if setting.name != "restart" and not low <= value <= (sys.float_info.max if high is None else high):
+                wrong.append(
+                    f"{setting.name}={value!r}, expected {low:g} or more" + (f", under {high:g}" if high else "")
+                )
+        if wrong:
+            raise BudgetError("Control: " + "; ".join(wrong))
+
+
+class Controller:
+    r"""Brings the cost of the gates to a target while they train.
+
+    With the expected cost :math:`c_k`, the cost :math:`f_k` of the fixed gates, and a reference :math:`r_k(t)` that is
+    held at its start and then falls to the target along a straight line in the logarithm, the loss gets
+
+    .. math:: S \Big(\sum_k \lambda_k \log\frac{c_k(p)}{r_k} + \mu \log c_m(p)\big|_{\text{push}}\Big).
+
+    - The *price* :math:`\lambda_k` is the Lagrange multiplier of :math:`E[\text{cost}] \le r_k`: dual ascent on the
+      logarithm of the ratio, so that it means the same at every size, with restarts. It sorts the units by use.
+    - The *push* :math:`\mu` belongs to the fixed gates, whose cost is what the user asked for and which the expected
+      cost only stands in for (proxy constraints): its gradient reaches the units that a projection onto the reference
+      would flip now, and no others, so that it ends where the target is met. While the fixed gates' cost :math:`f_m` of
+      the most violated constraint is off by more than the tolerance, the push grows by a fixed factor for each step,
+      else it decays: it finds its size, whatever the optimizer and the loss.
+    - :math:`S` is a running mean of the size of the task loss, 1 where it is not told.
+
+    Units are pushed up only where every cost is under its *final* target, and where a group has lost its last unit.
+
+    Args:
+        costs: what units cost.
+        targets: cost to end at, by kind.
+        hold: optimizer steps before the reference starts to fall.
+        ramp: optimizer steps in which it falls.
+        equality: whether costs under all targets are brought up again.
+        control: how fast multipliers move.
+
+    Example:
+        >>> from secateur.budgets.budget import Budget
+        >>> from secateur.budgets.costs import CostModel
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> controller = Budget(keep_params=0.5).start(CostModel(sc.trace(net, examples=(torch.zeros(1, 4),))))
+        >>> chances = torch.full((8,), 0.9, requires_grad=True)
+        >>> controller.step(chances, chances > 0.5)
+        >>> controller.exact.params, controller.target
+        (58, {'params': 29})
+
+    Reference:
+        Cotter, Jiang, Sridharan, Two-Player Games for Efficient Non-Convex Constrained Optimization, 2019 (proxy
+        constraints); Gallego-Posada et al., Controlled Sparsity via Constrained Optimization, 2022 (restarts).
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        targets: Mapping[Kind, int],
+        *,
+        hold: int,
+        ramp: int,
+        equality: bool = True,
+        control: Control | None = None,
+    ) -> None:
+        self.costs = costs
+        self.target: dict[Kind, int] = dict(targets)
+        self.control = control or Control()
+        self.hold, self.ramp, self.equality = hold, ramp, equality
+        #: optimizer steps so far
+        self.steps = 0
+        #: Lagrange multipliers of the expected costs, by kind
+        self.prices: dict[Kind, float] = dict.fromkeys(self.target, 0.0)
+        #: multiplier of the fixed gates' cost
+        self.push = LEAST_PUSH
+        self._worst: Kind = next(iter(self.target))
+        self._integral: dict[Kind, float] = dict(self.prices)
+        self._start: dict[Kind, float] = {}
+        self._scale: float | None = None
+        self._losses: list[float] = []
+        self._weights: Tensor | None = None
+        self._costs_now = (costs.dense, costs.dense)
+
+    @property
+    def expected(self) -> Cost:
+        """Expected cost at the last step, rounded."""
+        return self._costs_now[0]
+
+    @property
+    def exact(self) -> Cost:
+        """Cost of the fixed gates at the last step."""
+        return self._costs_now[1]
+
+    def reference(self, kind: Kind) -> float:
+        """What the cost of that kind is steered to now: the target at the end of the schedule."""
+        goal = math.log(max(self.target[kind], 1))
+        start = self._start.get(kind, math.log(max(getattr(self.costs.dense, kind), 1)))
+        passed = self.steps - self.hold
+        done = min(max(passed / self.ramp, 0.0), 1.0) if self.ramp else float(passed >= 0)
+        return math.exp((1.0 - done) * max(start, goal) + done * goal)
+
+    def loss(self, prob_open: Tensor, fixed_open: Tensor | None = None, *, task_loss: Tensor | None = None) -> Tensor:
+        """What to add to the task loss; changes no multiplier, so minibatches can be accumulated.
+
+        Args:
+            prob_open: ``(U,)``, chance of each unit, or what stands for it, with a graph to the gates' parameters.
+            fixed_open: not needed: the pattern that `step` was told counts.
+            task_loss: the loss that this is added to; its size sets the scale, 1 without it.
+
+        Raises:
+            BudgetError: the task loss is not finite; nothing was changed.
+        """
+        scale = self._scale
+        if task_loss is not None:
+            size = abs(float(task_loss.detach()))
+            if not math.isfinite(size):
+                raise BudgetError(
+                    f"Controller.loss: the task loss is {size}, expected a finite number; the budget's multipliers are"
+                    " unchanged. Lower the learning rate, or find the batch that diverged"
+                )
+            self._losses.append(size)
+            scale = size if scale is None else scale
+        prices = {kind: price for kind, price in self.prices.items() if price}
+        if not prices and self._weights is None:
+            return prob_open.new_zeros(())
+        values, slopes = self.costs.slopes(prob_open)
+        values = values.clamp(min=SMALLEST)
+        relative = slopes / values[:, None]
+        value = values.new_zeros(())
+        pull = torch.zeros_like(slopes[0])
+        for kind, price in prices.items():
+            row = KINDS.index(kind)
+            value = value + price * (values[row] / self.reference(kind)).log()
+            pull = pull + price * relative[row]
+        if self._weights is not None:
+            pull = pull + self._weights.to(pull) * relative[KINDS.index(self._worst)]
+        pull = ((scale or 1.0) * pull).to(prob_open.dtype)
+        # The gradient is `pull`, the value that of the Lagrangian's terms.
+        through = pull @ (prob_open - prob_open.detach())
+        return through + ((scale or 1.0) * value).to(through.dtype)
+
+    @torch.no_grad()
+    def step(self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | None = None) -> None:
+        """Move the multipliers; once after each optimizer step.
+
+        Args:
+            prob_open: ``(U,)``, chance of each unit, or what stands for it.
+            fixed_open: bool ``(U,)``, units that evaluation opens.
+            scores: ``(U,)``, the order in which units are pushed closed, lowest first, infinite for units without a
+                gate; by default the chances, where exactly 1 means no gate.
+
+        Raises:
+            BudgetError: a chance is not finite; nothing was changed.
+        """
+        values = dict(zip(KINDS, self.costs.expected_vector(prob_open).tolist(), strict=True))
+        wrong = [f"{kind} {value}" for kind, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            self._losses.clear()
+            raise BudgetError(
+                f"Controller.step: the expected cost is {', '.join(wrong)}, expected finite numbers; the multipliers"
+                " are unchanged. The gates' parameters have diverged: lower gate_lr and start from the last checkpoint"
+            )
+        if scores is None:
+            scores = prob_open.masked_fill(prob_open == 1.0, math.inf)
+        exact = self.costs.exact(fixed_open)
+        if not self._start:
+            self._start = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
+        self.steps += 1
+        self._costs_now = Cost(round(values["params"]), round(values["macs"])), exact
+        if self._losses:
+            mean = sum(self._losses) / len(self._losses)
+            self._scale = mean if self._scale is None else self._scale + (mean - self._scale) / LOSS_MEMORY
+            self._losses.clear()
+        self._ascend(values)
+        self._steer(exact, fixed_open, scores)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, as numbers and one tensor."""
+        return {
+            "target": dict(self.target),
+            "steps": self.steps,
+            "prices": dict(self.prices),
+            "integral": dict(self._integral),
+            "push": self.push,
+            "worst": self._worst,
+            "start": dict(self._start),
+            "scale": self._scale,
+            "weights": None if self._weights is None else self._weights.clone(),
+            "costs": [[cost.params, cost.macs] for cost in self._costs_now],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            BudgetError: the state is of another target.
+        """
+        if dict(state["target"]) != self.target:
+            raise BudgetError(
+                f"Controller.load_state_dict: the state was steering to {dict(state['target'])}, this budget is"
+                f" {self.target}; start from the budget that the state was saved with"
+            )
+        self.steps, self.push, self._worst = int(state["steps"]), float(state["push"]), state["worst"]
+        self.prices, self._integral = dict(state["prices"]), dict(state["integral"])
+        self._start, self._scale = dict(state["start"]), state["scale"]
+        self._weights = None if state["weights"] is None else state["weights"].clone()
+        expected, exact = (Cost(*pair) for pair in state["costs"])
+        self._costs_now = expected, exact
+        self._losses.clear()
+
+    def _ascend(self, expected: Mapping[Kind, float]) -> None:
+        """Dual ascent of the prices."""
+        control = self.control
+        for kind in self.target:
+            violation = math.log(max(expected[kind], SMALLEST) / self.reference(kind))
+            if violation <= 0.0 and control.restart:
+                self._integral[kind] = self.prices[kind] = 0.0
+                continue
+            integral = self._integral[kind] + control.price_step * violation
+            self._integral[kind] = min(max(integral, 0.0), control.price_limit)
+            price = self._integral[kind] + control.proportional * violation
+            self.prices[kind] = min(max(price, 0.0), control.price_limit)
+
+    def _steer(self, exact: Cost, is_open: Tensor, scores: Tensor) -> None:
+        """Choose the units to push, and grow or shrink the push."""
+        control = self.control
+        if not control.push_growth:
+            return
+        weights, off = self._misplaced(exact, is_open, scores)
+        for group in np.flatnonzero(self.costs.n_open(is_open) < self.costs.floor).tolist():
+            own = torch.nonzero(self.costs.segment_on(scores.device) == group).flatten()
+            weights[own[scores[own].argmax()]] = -1.0
+        falling = self.hold < self.steps < self.hold + self.ramp
+        allowed = control.tolerance
+        if falling:
+            fall = self._start[self._worst] - math.log(max(self.target[self._worst], 1))
+            allowed += control.lag * max(fall, 0.0) / self.ramp
+        size = min(max(off / allowed - 1.0, -1.0), 1.0)
+        growth = (0.5 if falling else 1.0) * control.push_growth if size > 0.0 else control.push_decay
+        self.push = min(max(self.push * (1.0 + growth * size), LEAST_PUSH), LARGEST_PUSH)
+        self._weights = min(max(off / allowed, 1.0), control.push_gain) * self.push * weights
+
+    def _misplaced(self, exact: Cost, is_open: Tensor, scores: Tensor) -> tuple[Tensor, float]:
+        """Direction of the push for each unit ``(U,)``, positive towards closed, and how far off the cost is."""
+        control = self.control
+        now = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
+        over = {kind: cost - math.log(self.reference(kind)) for kind, cost in now.items()}
+        self._worst = max(over, key=lambda kind: over[kind])
+        weights = torch.zeros_like(scores).masked_fill_(~is_open, control.hold)
+        if over[self._worst] > 0.0:
+            limits = {kind: int(self.reference(kind)) for kind in self.target}
+            weights[self._to_flip(scores, is_open, limits, closing=True)] = 1.0
+            return weights, over[self._worst]
+        under = min(math.log(max(self.target[kind], 1)) - cost for kind, cost in now.items())
+        if self.equality and under > 0.0:
+            move = self._to_flip(scores, is_open, self.target, closing=False)
+            if len(move):
+                weights.fill_(-control.leak)
+                weights[move] = -1.0
+                return weights, under
+        return weights, 0.0
+
+    def _to_flip(self, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], *, closing: bool) -> Tensor:
+        found = flips(self.costs, scores, is_open, limits, closing=closing)
+        return torch.from_numpy(found).to(scores.device)

@@ -1,0 +1,248 @@
+"""From a pattern of open units to the nearest one within a budget, by exact counts.
+
+Index conventions: ``U`` units of all groups in a row, ``G`` groups. Costs never fall when a unit opens, which is what
+every search here relies on.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.budgets.costs import CostModel, Kind
+from secateur.errors import BudgetError
+from secateur.structure.groups import Cost
+
+__all__ = ["flips", "project_onto"]
+
+#: Units that a search sorts at first; more only where these do not suffice.
+FIRST_LOOK = 1024
+
+
+def flips(
+    costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], *, closing: bool
+) -> NDArray[np.int64]:
+    """Units that a shift of the threshold alone would flip to come to the limits.
+
+    Closing: the fewest lowest-scored open units whose end brings every cost to its limit or under it (all that may go
+    where that is not enough). Opening: as many of the highest-scored closed units as fit. The last open unit of a
+    group stays, a group without one stays as it is, and units of infinite score or without a cost keep their state.
+
+    Args:
+        costs: what units cost.
+        scores: ``(U,)``, larger stays longer.
+        is_open: bool ``(U,)``.
+        limits: largest allowed cost by kind.
+        closing: whether to close units or to open some.
+
+    Returns:
+        int64 positions, in the order in which they flip.
+    """
+    scores = scores.detach()
+    n_open = costs.n_open(is_open)
+    segment = costs.segment_on(scores.device)
+    movable = _movable(costs, scores, limits) & (is_open if closing else ~is_open)
+    n_movable = int(movable.sum())
+    ranking = scores.masked_fill(~movable, torch.inf if closing else -torch.inf)
+    found = np.zeros(0, dtype=np.int64)
+    look = FIRST_LOOK
+    while n_movable:
+        found = torch.topk(ranking, min(look, n_movable), largest=not closing).indices.cpu().numpy()
+        groups = segment[torch.from_numpy(found).to(segment.device)].cpu().numpy()
+        # Without the last open unit of each group, and without groups that are closed.
+        floor = costs.floor[groups]
+        allowed = _occurrence(groups) < n_open[groups] - floor if closing else n_open[groups] >= floor
+        found, groups = found[allowed], groups[allowed]
+        step = -1 if closing else 1
+
+        def within(length: int, groups: NDArray[np.int64] = groups, step: int = step) -> bool:
+            change = np.bincount(groups[:length], minlength=len(n_open))
+            return _fits(costs, n_open + step * change, limits)
+
+        enough = within(len(found)) if closing else not within(len(found))
+        if enough or look >= n_movable:
+            length = _first(within, len(found)) if closing else _first(lambda k: not within(k), len(found)) - 1
+            chosen: NDArray[np.int64] = found[: max(length, 0)]
+            return chosen
+        look *= 8
+    return found
+
+
+def project_onto(
+    costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], slack: float = 0.0
+) -> Tensor:
+    """The pattern within the limits that flips few units, the least wanted ones.
+
+    Over a limit, the lowest-scored open units close until the costs are within; of these, any that fit in what is left
+    open again. Under all limits by more than the slack, the highest-scored closed units open; where the next of them
+    does not fit, the most expensive ones that do. A group never loses its last unit; a group without an open unit
+    counts as one unit, as a cut leaves it, and stays as it is.
+
+    Args:
+        costs: what units cost.
+        scores: ``(U,)``, larger stays longer; units of infinite score, which have no gate, keep their state.
+        is_open: bool ``(U,)``.
+        limits: largest allowed cost by kind.
+        slack: share of the dense cost that may stay unused before units are opened that were closed, in [0, 1].
+
+    Returns:
+        bool ``(U,)`` on the CPU.
+
+    Raises:
+        BudgetError: a shape is wrong, a score is NaN, or the limits are below what units without gates cost.
+    """
+    scores, is_open = scores.detach().cpu(), is_open.detach().to("cpu", torch.bool)
+    for name, vector in (("scores", scores), ("open", is_open)):
+        if vector.shape != (costs.total,):
+            raise BudgetError(f"project: {name} has shape {tuple(vector.shape)}, expected ({costs.total},)")
+    if bool(scores.isnan().any()):
+        raise BudgetError(f"project: {int(scores.isnan().sum())} of {costs.total} scores are NaN; training diverged")
+    floor = {kind: limit - int(slack * getattr(costs.dense, kind)) for kind, limit in limits.items()}
+    pattern = _Pattern(costs, scores, is_open)
+    if not pattern.fits(limits):
+        flipped = flips(costs, scores, is_open, limits, closing=True)
+        pattern.flip(flipped)
+        if not pattern.fits(limits):
+            least = costs.cut(pattern.n_open)
+            raise BudgetError(
+                "project: the budget cannot be met by closing units that have gates: "
+                + ", ".join(f"{kind} at most {limit}, least {getattr(least, kind)}" for kind, limit in limits.items())
+                + "; raise the budget or gate more groups"
+            )
+        pattern.refill(flipped, limits)
+    elif pattern.below(floor):
+        pattern.flip(flips(costs, scores, is_open, floor, closing=False))
+    if pattern.below(floor):
+        movable = _movable(costs, scores, limits).numpy() & ~pattern.is_open.numpy()
+        pattern.fill(np.flatnonzero(movable), limits, floor)
+    return pattern.is_open
+
+
+class _Pattern:
+    """A pattern of open units with its group counts, while a projection changes it."""
+
+    def __init__(self, costs: CostModel, scores: Tensor, is_open: Tensor) -> None:
+        self.costs = costs
+        self.scores = scores.numpy()
+        self.is_open = is_open.clone()
+        self.n_open = costs.n_open(is_open)
+
+    def flip(self, units: NDArray[np.int64]) -> None:
+        """Change the state of these units, int64 positions."""
+        where = torch.from_numpy(units)
+        self.is_open[where] = ~self.is_open[where]
+        self.n_open = self.costs.n_open(self.is_open)
+
+    def fits(self, limits: Mapping[Kind, int], group: int = 0, more: int = 0) -> bool:
+        """Whether all costs are within the limits, with so many more units of a group."""
+        return _fits(self.costs, self._with(group, more), limits)
+
+    def below(self, floor: Mapping[Kind, int], group: int = 0, more: int = 0) -> bool:
+        """Whether all costs are below the floor, with so many more units of a group."""
+        cost = self.costs.cut(self._with(group, more))
+        return all(getattr(cost, kind) < least for kind, least in floor.items())
+
+    def refill(self, units: NDArray[np.int64], limits: Mapping[Kind, int]) -> None:
+        """Open those of the units that fit, highest scores first."""
+        left = {group: own[::-1].tolist() for group, own in self._by_group(units).items()}
+        queue = [(-float(self.scores[own[-1]]), group) for group, own in left.items()]
+        heapq.heapify(queue)
+        while queue:
+            _, group = heapq.heappop(queue)
+            # Opening a unit never makes another one cheaper, so a group whose next unit does not fit is done.
+            if self.fits(limits, group, 1):
+                self._open(group, [left[group].pop()])
+                if left[group]:
+                    heapq.heappush(queue, (-float(self.scores[left[group][-1]]), group))
+
+    def fill(self, units: NDArray[np.int64], limits: Mapping[Kind, int], floor: Mapping[Kind, int]) -> None:
+        """Open units until the costs are not below the floor: one by score, then most expensive groups first."""
+        left = {g: own for g, own in self._by_group(units).items() if self.n_open[g] >= self.costs.floor[g]}
+        if not left:
+            return
+        best = max(left, key=lambda group: self.scores[left[group][0]])
+        if self.fits(limits, best, 1):
+            self._open(best, left[best][:1])
+            left[best] = left[best][1:]
+        now = self.costs.cut(self.n_open)
+        for group in sorted(left, key=lambda group: -self._size(group, now, limits)):
+            if not self.below(floor):
+                return
+            own = left[group]
+            most = _first(lambda k, group=group: not self.fits(limits, group, k), len(own)) - 1  # type: ignore[misc]
+            need = _first(lambda k, group=group: not self.below(floor, group, k), len(own))  # type: ignore[misc]
+            self._open(group, own[: min(most, need)])
+
+    def _by_group(self, units: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+        """The units of each group, highest scores first."""
+        ordered = units[np.lexsort((units, -self.scores[units]))]
+        groups = self.costs.segment.numpy()[ordered]
+        order = np.argsort(groups, kind="stable")
+        present, starts = np.unique(groups[order], return_index=True)
+        return dict(zip(present.tolist(), np.split(ordered[order], starts[1:]), strict=True)) if len(units) else {}
+
+    def _size(self, group: int, now: Cost, limits: Mapping[Kind, int]) -> float:
+        """How much of the dense cost the next unit of a group adds."""
+        then, dense = self.costs.cut(self._with(group, 1)), self.costs.dense
+        added = ((getattr(then, kind) - getattr(now, kind)) / max(getattr(dense, kind), 1) for kind in limits)
+        return float(max(added))
+
+    def _with(self, group: int, more: int) -> NDArray[np.int64]:
+        if not more:
+            return self.n_open
+        n_open: NDArray[np.int64] = self.n_open.copy()
+        n_open[group] += more
+        return n_open
+
+    def _open(self, group: int, units: Sequence[int] | NDArray[np.int64]) -> None:
+        self.is_open[torch.as_tensor(np.asarray(units, dtype=np.int64))] = True
+        self.n_open[group] += len(units)
+
+
+def _fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> bool:
+    """Whether a model with so many units of each group, ``(G,)``, is within the limits."""
+    cost = costs.cut(n_open)
+    return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
+
+
+def _movable(costs: CostModel, scores: Tensor, limits: Mapping[Kind, int]) -> Tensor:
+    """Units that have a gate and whose number enters a limited cost, bool ``(U,)``."""
+    priced = np.any([costs.priced[kind] for kind in limits], axis=0)
+    if priced.all():
+        return scores.isfinite()
+    return scores.isfinite() & torch.from_numpy(priced).to(scores.device)[costs.segment_on(scores.device)]
+
+
+def _first(holds: Callable[[int], bool], last: int) -> int:
+    """The first length in [0, last] at which a monotone property holds, by doubling and halving; else last + 1."""
+    if holds(0):
+        return 0
+    low, high = 0, 1
+    while high < last and not holds(high):
+        low, high = high, 2 * high
+    high = min(high, last)
+    if high <= low or not holds(high):
+        return last + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each value has come before: ``[a, b, a, a]`` gives ``[0, 0, 1, 2]``."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    lengths = np.diff(np.append(starts, len(ordered)))
+    result = np.empty(len(values), dtype=np.int64)
+    result[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return result

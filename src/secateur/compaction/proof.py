@@ -1,0 +1,398 @@
+"""The numerical proof of a cut: the masked and the compact model, side by side in float64.
+
+Trained numbers can hide a mistake: a layer that starts at zero, a bias that is zero, an input of zeros. So the
+models are compared twice, with their own numbers and with every floating parameter and buffer drawn anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from secateur.compaction.mask import checked_keep, copied, mask, mask_tensors_, plan_of
+from secateur.errors import CompactionError
+from secateur.structure.cut import CutPlan, cut_
+from secateur.structure.example import Example, Examples, as_examples
+from secateur.structure.groups import Keep, Structure
+from secateur.structure.record import tensors_in
+from secateur.structure.rounding import rounded_keep
+from secateur.structure.tensors import first_names, in_place_of, named_tensors, slots_of
+
+__all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove"]
+
+M = TypeVar("M", bound=nn.Module)
+
+#: Largest difference, relative to the largest value of an output, that summing in another order is granted.
+TOLERANCE = 1e-8
+#: The same where a model has operators that do not run in float64, and is compared in float32.
+TOLERANCE_FLOAT32 = 1e-3
+#: Units in the last place of a rescaled weight's own dtype that its rounding may move an output by (RMSNorm).
+N_ROUNDINGS = 16
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far apart the masked and the compact model are; NaN where there are no numbers.
+
+    Args:
+        difference: largest absolute difference of any output, with the models' own numbers.
+        redrawn: the same with every floating parameter and buffer drawn anew.
+        relative: the largest of both kinds relative to the largest value of its output; at most `TOLERANCE`, but with
+            the model's own numbers at most what their rounding explains where the cut rescales weights.
+        checked: the settings that were compared.
+        skipped: those that the dense model itself cannot run, each with its error.
+        precision: in which all of it was computed: ``torch.float64``, or ``torch.float32`` for a model with operators
+            that do not run in it; the tolerance then is `TOLERANCE_FLOAT32`.
+    """
+
+    difference: float
+    redrawn: float
+    relative: float
+    checked: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+    precision: torch.dtype = torch.float64
+
+
+class _Precision(NamedTuple):
+    """What every lower precision is raised to, and the difference that is granted in it."""
+
+    real: torch.dtype
+    tolerance: float
+    raised: dict[torch.dtype, torch.dtype]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The tensor in this precision, if it was in a lower one."""
+        return tensor.to(self.raised.get(tensor.dtype, tensor.dtype))
+
+    def inputs(self, example: Example) -> Example:
+        """The example in this precision."""
+        return Example(*_mapped(lambda tensor: self.of(tensor.detach()), example))
+
+    def module_(self, module: M) -> M:
+        """The module in this precision, in place; tied tensors stay tied."""
+        made: dict[int, Tensor] = {}
+        for slot in slots_of(module).values():
+            if slot.tensor.dtype in self.raised:
+                if id(slot.tensor) not in made:
+                    made[id(slot.tensor)] = in_place_of(slot.tensor, self.of(slot.tensor.detach()))
+                setattr(slot.owner, slot.key, made[id(slot.tensor)])
+        return module
+
+
+_LOW = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32) | {torch.complex32: torch.complex64}
+_LOWER = dict.fromkeys((*_LOW, torch.float32), torch.float64)
+_LOWER |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
+_PRECISIONS = (_Precision(torch.float64, TOLERANCE, _LOWER), _Precision(torch.float32, TOLERANCE_FLOAT32, _LOW))
+
+
+class Setting(NamedTuple):
+    """One way to call a model."""
+
+    training: bool
+    grad: bool
+    doubled: bool
+
+    def __str__(self) -> str:
+        mode, grad = "training" if self.training else "evaluation", "with" if self.grad else "without"
+        return f"{mode} mode, {grad} grad, {'doubled' if self.doubled else 'given'} batch"
+
+
+#: Every pair of a mode, grad and batch occurs: what two of them provoke together is seen in half of the eight runs.
+SETTINGS = (
+    Setting(training=False, grad=False, doubled=False),
+    Setting(training=False, grad=True, doubled=True),
+    Setting(training=True, grad=True, doubled=False),
+    Setting(training=True, grad=False, doubled=True),
+)
+
+
+def prove(
+    model: nn.Module,
+    small: nn.Module,
+    structure: Structure,
+    keep: Keep,
+    examples: Examples,
+    *,
+    round_to: int = 1,
+    seed: int = 0,
+) -> Proof:
+    """Prove on copies in float64 that the compact model computes what the masked one computes.
+
+    Casts to a lower precision inside the models are raised and dropout is off, so that in training mode too
+    nothing but the order of summation may differ. On ``meta`` tensors the shapes of the outputs are compared.
+
+    Args:
+        model: the dense model, its closed units zero or not.
+        small: the compact model.
+        structure: of the dense model.
+        keep: kept units by group name.
+        examples: inputs; where they are zero everywhere, they are drawn anew together with the parameters.
+        round_to: number to whose multiples the compact model's widths were rounded.
+        seed: of all that is drawn.
+
+    Raises:
+        CompactionError: an output differs by more than `TOLERANCE`, or the compact model fails where the dense one
+            runs.
+    """
+    kept = checked_keep(structure, keep)
+    if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
+        return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
+    plan = plan_of(structure, rounded_keep(structure, kept, round_to))
+    for precision in _PRECISIONS:
+        calls = tuple(precision.inputs(example) for example in as_examples(examples))
+        pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(copied(small)), precision, seed)
+        rounded = precision._replace(tolerance=max(precision.tolerance, N_ROUNDINGS * _rounding(model, plan)))
+        own = pair._replace(precision=rounded).compare(calls, SETTINGS[:1])
+        if own.checked:
+            break
+    else:
+        raise CompactionError(f"the dense model does not run on its examples: {own.skipped[0]}")
+    if any(tensor.is_meta for tensor in named_tensors(model).values()):
+        return Proof(math.nan, math.nan, math.nan, own.checked, precision=precision.real)
+    # Random buffers can break the dense model itself (floats that are used as indices): then they keep their values.
+    for redraw_buffers in (True, False):
+        generator = torch.Generator().manual_seed(seed)
+        _redraw_(pair.dense, model, generator, redraw_buffers)
+        mask_tensors_(named_tensors(pair.dense), structure, kept)
+        _load_cut_(pair.small, pair.dense, plan)
+        redrawn = pair.compare([_nonzero_inputs(example, generator) for example in calls], SETTINGS)
+        if redrawn.checked:
+            break
+    else:
+        raise CompactionError(f"the dense model does not run with re-drawn numbers: {redrawn.skipped[0]}")
+    return Proof(
+        difference=own.absolute,
+        redrawn=redrawn.absolute,
+        relative=max(own.relative, redrawn.relative),
+        checked=("own numbers, " + own.checked[0], *(f"re-drawn numbers, {setting}" for setting in redrawn.checked)),
+        skipped=redrawn.skipped,
+        precision=precision.real,
+    )
+
+
+def _rounding(model: nn.Module, plan: CutPlan) -> float:
+    """The coarsest relative rounding of the weights that the plan rescales."""
+    tensors = named_tensors(model)
+    scaled = [tensors[name].dtype for name, (factor, _) in plan.rescales.items() if factor != 1.0]
+    return max((torch.finfo(dtype).eps for dtype in scaled), default=0.0)
+
+
+class _Compared(NamedTuple):
+    absolute: float
+    relative: float
+    checked: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+class _Pair(NamedTuple):
+    """The masked dense model and the small one, both in one precision, and how their draws are seeded."""
+
+    dense: nn.Module
+    small: nn.Module
+    precision: _Precision
+    seed: int
+
+    def compare(self, calls: Sequence[Example], settings: Sequence[Setting]) -> _Compared:
+        """Run both in every setting that the dense one can run, and raise where they differ."""
+        absolute = relative = 0.0
+        checked: list[str] = []
+        skipped: list[str] = []
+        for wanted in settings:
+            # A batch that the dense model cannot take (one example in training) gives way to the other one.
+            for setting in (wanted, wanted._replace(doubled=not wanted.doubled)):
+                inputs = [_doubled(example) for example in calls] if setting.doubled else list(calls)
+                try:
+                    expected = [self._outputs(self.dense, example, setting) for example in inputs]
+                except Exception as error:  # noqa: BLE001 - whatever a user's model raises is the reason to skip
+                    skipped.append(f"{setting}: {type(error).__name__}: {error}")
+                    continue
+                for example, outputs in zip(inputs, expected, strict=True):
+                    try:
+                        found = self._outputs(self.small, example, setting)
+                    except Exception as error:
+                        raise CompactionError(
+                            f"in {setting}, the compact model fails where the dense one runs; nothing was changed. "
+                            f"{type(error).__name__}: {error}"
+                        ) from error
+                    apart = _differences(outputs, found, str(setting), self.precision)
+                    absolute, relative = max(absolute, apart[0]), max(relative, apart[1])
+                checked.append(str(setting))
+                break
+        return _Compared(absolute, relative, tuple(checked), tuple(skipped))
+
+    def _outputs(self, module: nn.Module, example: Example, setting: Setting) -> list[Tensor]:
+        module.train(setting.training)
+        args, kwargs = _mapped(lambda tensor: tensor.clone(), example)
+        devices = sorted({tensor.device.index for tensor in named_tensors(module).values() if tensor.is_cuda})
+        with (
+            torch.random.fork_rng(devices),
+            torch.set_grad_enabled(setting.grad),
+            _by_default(self.precision.real),
+            _Exact(self.precision),
+        ):
+            torch.manual_seed(self.seed)
+            outputs = tensors_in(module(*args, **kwargs))
+        if not outputs:
+            raise CompactionError("no tensor was found in what the model returns")
+        return [output.detach() for output in outputs]
+
+
+def _differences(
+    expected: Sequence[Tensor], found: Sequence[Tensor], setting: str, precision: _Precision
+) -> tuple[float, float]:
+    """The largest absolute and relative difference."""
+    absolute = relative = 0.0
+    shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
+    if shapes[0] != shapes[1]:
+        raise CompactionError(
+            f"in {setting}, the compact model returns shapes {shapes[1]}, and the dense one {shapes[0]}; nothing was "
+            "changed."
+        )
+    for number, (a, b) in enumerate(zip(expected, found, strict=True)):
+        if a.is_meta or a.numel() == 0:
+            continue
+        apart, scale = _apart(a, b)
+        absolute, relative = max(absolute, apart), max(relative, apart / scale)
+        if not apart <= precision.tolerance * scale:
+            raise CompactionError(
+                f"in {setting}, output {number} of the compact model differs by {apart:.3g} from the masked model's, "
+                f"whose largest value is {scale:.3g}; at most {precision.tolerance:g} of that is expected. Nothing was "
+                "changed. The trace of this model is wrong somewhere: please report it, with model and structure."
+            )
+    return absolute, relative
+
+
+def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The largest difference of two tensors and the largest value of the first; infinite where one lacks a number."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return (0.0 if torch.equal(a, b) else math.inf), 1.0
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()) or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        return math.inf, 1.0
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0, 1.0
+    return float((a - b).abs().max()), float(a.abs().max()) or 1.0
+
+
+def _redraw_(dense: nn.Module, model: nn.Module, generator: torch.Generator, redraw_buffers: bool) -> None:
+    """Draw every floating tensor of the dense copy anew, scaled like the model's own."""
+    old, first = named_tensors(model), first_names(model)
+    for name, tensor in named_tensors(dense).items():
+        if first[name] == name and not _overlaps(tensor):
+            source = old[name].detach().to(tensor.dtype)
+            keeps = not redraw_buffers and not isinstance(tensor, nn.Parameter)
+            with torch.no_grad():
+                tensor.copy_(source if keeps else _drawn(name, source, generator))
+
+
+def _load_cut_(small: nn.Module, dense: nn.Module, plan: CutPlan) -> None:
+    """Give the small model the numbers of the dense one, as the plan cuts them."""
+    twin = copied(dense)
+    cut_(twin, plan)
+    values = named_tensors(twin)
+    for name, tensor in named_tensors(small).items():
+        if name not in values or _overlaps(tensor):
+            continue
+        if values[name].shape != tensor.shape:
+            raise CompactionError(
+                f"{name} of the compact model has shape {tuple(tensor.shape)}, expected {tuple(values[name].shape)}: "
+                "it was not cut from this model by this keep."
+            )
+        with torch.no_grad():
+            tensor.copy_(values[name])
+
+
+def _drawn(name: str, old: Tensor, generator: torch.Generator) -> Tensor:
+    """New numbers: positive where all were (variances), else normal at a scale that keeps layers alive."""
+    if not (old.is_floating_point() or old.is_complex()):
+        return old
+    size = math.prod(old.shape[1:]) if old.dim() > 1 else 4
+    new = torch.randn(old.shape, dtype=old.dtype, generator=generator) / math.sqrt(max(size, 1))
+    if old.is_floating_point():
+        uniform = torch.rand(old.shape, dtype=old.dtype, generator=generator)
+        positive = bool((old >= 0).all()) and bool((old > 0).any())
+        if positive or name.endswith("var"):
+            new = (uniform + 0.5) * (float(old[old.isfinite()].abs().mean()) if positive else 1.0)
+    return torch.where(old.isfinite(), new.to(old.device), old)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether one number stands at several positions (an expanded buffer), so that it cannot be written to."""
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _mapped(change: Any, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def each(leaf: Any) -> Any:
+        return change(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(each, tuple(example.args)), tree_map(each, dict(example.kwargs))
+
+
+def _nonzero_inputs(example: Example, generator: torch.Generator) -> Example:
+    def filled(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and not tensor.any():
+            return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator).to(tensor.device)
+        return tensor
+
+    return Example(*_mapped(filled, example))
+
+
+def _doubled(example: Example) -> Example:
+    """Every tensor whose first dimension is the batch, followed by itself in reverse."""
+    sizes = [leaf.shape[0] for leaf in tree_leaves((example.args, dict(example.kwargs))) if _has_batch(leaf)]
+
+    def twice(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor.flip(0)]) if _has_batch(tensor) and tensor.shape[0] == sizes[0] else tensor
+
+    return Example(*_mapped(twice, example))
+
+
+def _has_batch(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+@contextlib.contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises every cast to a lower precision and turns dropout off, whoever asks for it."""
+
+    def __init__(self, precision: _Precision) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.precision = precision
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if "dtype" in kwargs:
+            kwargs["dtype"] = self.precision.raised.get(kwargs["dtype"], kwargs["dtype"])
+        if func.overloadpacket is torch.ops.aten.bernoulli_:
+            return args[0].fill_(1)
+        if func.overloadpacket is torch.ops.aten.bernoulli:
+            return torch.ones_like(args[0])
+        if func.overloadpacket is torch.ops.aten.native_dropout:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        names = [argument.name for argument in func._schema.arguments]
+        if "dropout_p" in names:
+            place = names.index("dropout_p")
+            if place < len(args):
+                args = (*args[:place], 0.0, *args[place + 1 :])
+            elif "dropout_p" in kwargs:
+                kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Gates on a user's model while it trains: rules, placement, draws, estimators, and the end."""

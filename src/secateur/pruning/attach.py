@@ -1,0 +1,170 @@
+"""Attaching gates to a model, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from secateur.budgets.budget import Budget, Penalty
+from secateur.budgets.costs import CostModel
+from secateur.errors import GateError
+from secateur.gates import Gate, Layout, Method
+from secateur.pruning.blocks import branch_of
+from secateur.pruning.draws import live_of
+from secateur.pruning.gateset import GateSet, Norms
+from secateur.pruning.loading import accept_dense_keys, refuse_dense_keys
+from secateur.pruning.placement import gated_sites, maps_of, place, strip
+from secateur.pruning.probe import probe
+from secateur.pruning.pruner import Pruner
+from secateur.pruning.rule import Chosen, Rule, choose, with_custom
+from secateur.pruning.units import Units
+from secateur.pruning.weights import columns
+from secateur.structure.example import Examples, as_examples
+from secateur.structure.groups import Structure
+from secateur.structure.plain import unfit
+from secateur.structure.tensors import listed, misfits, named_tensors
+from secateur.structure.trace import trace
+
+__all__ = ["attach"]
+
+
+def attach(
+    model: nn.Module,
+    *,
+    examples: Examples | None = None,
+    structure: Structure | None = None,
+    method: Method | str | None = None,
+    gates: Sequence[Rule] | None = None,
+    budget: Budget | None = None,
+    penalty: Penalty | None = None,
+    seed: int = 0,
+) -> Pruner:
+    """Put gates on a model, in place, and return the pruner that trains them; `Pruner.detach` undoes it.
+
+    Gates multiply the slices of weights that read gated units. The model stays the same object, with the same
+    parameters, and trains in any loop: its forward draws gates in training mode and uses fixed ones in evaluation mode.
+
+    Args:
+        model: a plain module, before it is wrapped (DDP), compiled or scripted.
+        examples: inputs to trace with: a tuple of positional inputs, an ``sc.Example``, or a list of these. They are
+            also kept for the proof at the end.
+        structure: what ``sc.trace`` found, instead of tracing here.
+        method: of all gates for which a rule names none; `HardConcrete` by default.
+        gates: rules; one that gates every structured group by default.
+        budget: the share of the dense cost to end at.
+        penalty: a weight times the cost, instead of a budget. Without either only the task moves the gates.
+        seed: of the gates' start and of all draws.
+
+    Raises:
+        GateError: the model cannot take gates, nothing can go, or a rule finds nothing. The model is as it was then.
+        TraceError: the model cannot be traced with these examples.
+        BudgetError: the budget cannot be reached.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> pruner = sc.attach(net, examples=(torch.zeros(2, 4),), budget=sc.Budget(keep_params=0.5))
+        >>> optimizer = torch.optim.Adam(pruner.param_groups(lr=1e-2))
+        >>> x, y = torch.randn(16, 4), torch.randn(16, 2)
+        >>> for _ in range(3):
+        ...     loss = pruner.loss(lambda: (net(x) - y).square().mean())
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     pruner.step()
+        >>> small, report = pruner.finalize()
+        >>> report.compact.params <= 0.5 * report.dense.params
+        True
+    """
+    _check(model)
+    if examples is None and structure is None:
+        raise GateError(
+            "attach needs examples=(x,), inputs to trace the model with, or structure=, what sc.trace found"
+        )
+    if budget is not None and penalty is not None:
+        raise GateError("attach takes budget= or penalty=, not both: a budget sets its own weight")
+    calls = () if examples is None else as_examples(examples)
+    if structure is None:
+        assert examples is not None
+        structure = trace(model, examples)
+    if problems := misfits(model, structure.shapes):
+        raise GateError(f"the structure is not of this model: {listed(problems)}. Trace the model as it is now")
+    rules = [Rule()] if gates is None else list(gates)
+    structure = with_custom(structure, rules)
+    chosen = choose(model, structure, rules, method)
+    gated = [group for one in chosen for group in one.groups]
+    units = Units(structure, chosen, columns(model, structure, gated))
+    costs = CostModel(units.counted)
+    goal = budget if budget is not None else penalty
+    controller = None if goal is None else goal.start(costs)
+    generator = torch.Generator().manual_seed(seed)
+    gate_set, norms = _made(model, chosen, generator, seed)
+    place(model, gate_set, maps_of(units.groups, structure.shapes))
+    try:
+        accept_dense_keys(model)
+        _bind(model, norms, structure)
+        probe(model, calls, [branch_of(group) for group in gated if group.kind == "blocks"])
+    except BaseException:
+        strip(model)
+        refuse_dense_keys(model)
+        raise
+    live = live_of(gate_set)
+    live.generator, live.remember = generator, not calls
+    return Pruner(model, units, costs, budget, controller, calls)
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what cannot be gated as it is, each with what to do."""
+    if not isinstance(model, nn.Module):
+        raise GateError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    advice = {
+        "DistributedDataParallel": "attach to model.module before wrapping it",
+        "DataParallel": "attach to model.module before wrapping it",
+        "FullyShardedDataParallel": "attach before sharding",
+        "OptimizedModule": "attach to model._orig_mod, which was given to torch.compile, and compile afterwards",
+        "ScriptModule": "attach before torch.jit",
+    }
+    for kind in type(model).__mro__:
+        if kind.__name__ in advice:
+            raise GateError(f"model: a {type(model).__name__} cannot take gates; {advice[kind.__name__]}")
+    if any(isinstance(module, GateSet) for module in model.modules()):
+        raise GateError("model: it is gated already; call detach() of its pruner first")
+    if parametrized := [path or "the model" for path, module in model.named_modules() if is_parametrized(module)]:
+        raise GateError(
+            f"model: {listed(parametrized)} has parametrizations (weight norm, spectral norm or others), and a weight"
+            " that is computed cannot be cut; call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    if problem := unfit(model):
+        raise GateError(problem)
+
+
+def _made(
+    model: nn.Module, chosen: Sequence[Chosen], generator: torch.Generator, seed: int
+) -> tuple[GateSet, list[Norms | None]]:
+    """The gates of every rule, on the device and in at least the precision of the weights they act on."""
+    tensors = named_tensors(model)
+    gates: list[Gate] = []
+    norms: list[Norms | None] = []
+    for one in chosen:
+        weight = tensors[one.groups[0].gated[0].tensor]
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        norm = Norms(one.groups).to(weight.device) if one.method.uses_norms else None
+        start = None
+        if norm is not None:
+            with torch.no_grad():
+                start = norm([tensors[name] for name in norm.tensors], dtype).cpu()
+        layout = Layout(tuple(group.size for group in one.groups))
+        gates.append(Gate(one.method, layout, generator, dtype, weight.device, start))
+        norms.append(norm)
+    return GateSet(gates, norms, seed), norms
+
+
+def _bind(model: nn.Module, norms: Sequence[Norms | None], structure: Structure) -> None:
+    """Tell norms where the weights are, now that parametrizations hold them."""
+    chains = {structure.aliases.get(site.name, site.name): site.chain for site in gated_sites(model)}
+    for norm in norms:
+        if norm is not None:
+            norm.bind([chains[name] for name in norm.tensors])

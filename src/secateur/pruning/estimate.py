@@ -1,0 +1,160 @@
+"""From a closure to one scalar whose backward is right for every estimator: pathwise, AR and ARM.
+
+A closure runs the model on one minibatch and returns its loss. Pathwise gates and AR take one pass, ARM a second one
+that no graph is recorded for. What a pass leaves behind besides its loss (running statistics, random states) is that of
+one pass, and of none where the loss is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import GateError
+from secateur.pruning.draws import Draw, Live, gates_of, live_of
+from secateur.pruning.gateset import GateSet
+from secateur.pruning.placement import ConsumerGate
+
+__all__ = ["Closure", "task_loss"]
+
+#: Runs the model on one minibatch and returns its loss, a finite scalar.
+Closure = Callable[[], Tensor]
+
+
+def task_loss(model: nn.Module, closure: Closure) -> Tensor:
+    r"""The closure's loss, plus terms of value 0 that carry the gradients of gates whose draws have none.
+
+    For a score-function gate with draw z, and its antithetic draw z' where the estimator takes two passes,
+
+    .. math:: L = f(z) + \sum_i c_i\,(\phi_i - \mathrm{sg}(\phi_i)), \qquad c_i = \hat\partial_{\phi_i} E\,f,
+
+    where sg stops the gradient and the estimate c uses the losses' values only. In a model with several methods all
+    other gates keep their draw in the second pass: the estimate is then exact in the mean given that draw.
+
+    Where score-function gates are present, all forward passes of the closure share one draw, for the loss is a function
+    of that draw alone; otherwise each root forward makes its own, and a closure that calls only parts of the model one
+    for all of them. In evaluation mode gates are constants, and the closure's loss is all there is.
+
+    Args:
+        model: gated.
+        closure: runs it.
+
+    Raises:
+        GateError: the closure gives no scalar, or a number that is not finite. Gates, draws, buffers and random states
+            are then as they were before the call.
+    """
+    gates = gates_of(model)
+    live = live_of(gates)
+    before = _Before(model, live)
+    try:
+        if not gates.training or gates.estimators == {"pathwise"}:
+            if not live.held:
+                live.draw = live.replay = None  # a closure that never calls the root still gets a draw of its own
+            return _checked(closure())
+        draw = Draw.make(gates, live.generator)
+        with live.hold(draw):
+            loss = _checked(closure())
+        other = _second_loss(gates, live, draw, closure, before) if "arm" in gates.estimators else None
+        return loss + _surrogate(gates, draw, loss.detach(), loss.detach() if other is None else other)
+    except BaseException:
+        before.restore()
+        raise
+
+
+def _surrogate(gates: GateSet, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:
+    terms = []
+    for (gate, _), noise in zip(gates, draw.noise, strict=True):
+        if gate.method.estimator != "pathwise":
+            terms.append(gate.surrogate(noise, loss, other if gate.method.estimator == "arm" else None))
+    return torch.stack(terms).sum().to(loss.device)
+
+
+def _second_loss(gates: GateSet, live: Live, draw: Draw, closure: Closure, before: _Before) -> Tensor | None:
+    """The loss under the antithetic draw; None where it is the same draw, and so the same loss."""
+    second = draw.antithetic(gates)
+    if torch.equal(second.values, draw.values):
+        return None
+    try:
+        with before.again(), torch.no_grad(), live.hold(second):
+            return _checked(closure()).detach()
+    finally:
+        live.draw = draw  # what a recomputation during backward is to repeat
+
+
+def _checked(loss: object) -> Tensor:
+    problem = ""
+    if not isinstance(loss, Tensor):
+        problem = f"a {type(loss).__name__}, expected a tensor with one number"
+    elif loss.numel() != 1:
+        problem = f"a tensor of shape {tuple(loss.shape)}, expected one number; reduce it with .mean() or .sum()"
+    elif not loss.is_floating_point():
+        problem = f"a tensor of {loss.dtype}, expected a floating-point loss"
+    elif not bool(loss.detach().isfinite()):
+        problem = f"{loss.item()}, expected a finite number; lower the learning rate or look at this minibatch"
+    if problem:
+        raise GateError(f"the closure returned {problem}. The step is refused; gates, draws and buffers are unchanged")
+    assert isinstance(loss, Tensor)
+    return loss.reshape(())
+
+
+class _Before:
+    """What a pass may change besides the loss it returns: buffers, random states, draws."""
+
+    def __init__(self, model: nn.Module, live: Live) -> None:
+        self._live = live
+        self._draws = live.draw, live.replay, live.generator.get_state()
+        self._devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+        self._random = self._random_states()
+        ours = (GateSet, ConsumerGate)
+        own = {id(inner) for module in model.modules() if isinstance(module, ours) for inner in module.modules()}
+        self._slots = [
+            (module._buffers, key, buffer)
+            for module in model.modules()
+            if id(module) not in own
+            for key, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        copies: dict[int, Tensor] = {}
+        for _, _, buffer in self._slots:
+            copies.setdefault(id(buffer), buffer.detach().clone())
+        self._copies = [copies[id(buffer)] for _, _, buffer in self._slots]
+
+    def restore(self) -> None:
+        """Undo the pass."""
+        self._live.draw, self._live.replay, state = self._draws
+        self._live.generator.set_state(state)
+        self._set_random_states(self._random)
+        with torch.no_grad():
+            for (buffers, key, buffer), copy in zip(self._slots, self._copies, strict=True):
+                buffers[key] = buffer
+                if not torch.equal(buffer, copy):
+                    buffer.copy_(copy)
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Within it the model is as before the first pass; afterwards as after it.
+
+        Buffers are exchanged rather than written to: the first pass's graph may still need them.
+        """
+        after = [buffers.get(key) for buffers, key, _ in self._slots], self._random_states()
+        fresh = {id(copy): copy.clone() for copy in self._copies}
+        for (buffers, key, _), copy in zip(self._slots, self._copies, strict=True):
+            buffers[key] = fresh[id(copy)]
+        self._set_random_states(self._random)
+        try:
+            yield
+        finally:
+            for (buffers, key, _), buffer in zip(self._slots, after[0], strict=True):
+                buffers[key] = buffer
+            self._set_random_states(after[1])
+
+    def _random_states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+    def _set_random_states(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)

@@ -1,0 +1,189 @@
+"""The end of pruning: from a gated model to a plain small one, and a report of what was done and how it was proved.
+
+Index conventions: ``Z`` gates of the model in a row, ``U`` counted units.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from secateur.compaction.compact import compact
+from secateur.compaction.proof import Proof, prove
+from secateur.pruning.draws import gates_of
+from secateur.pruning.loading import refuse_dense_keys
+from secateur.pruning.placement import gated_sites, strip
+from secateur.pruning.probe import evaluating
+from secateur.pruning.units import Units
+from secateur.structure.example import Example
+from secateur.structure.groups import Cost
+from secateur.structure.record import tensors_in
+
+__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What `Pruner.finalize` did.
+
+    Args:
+        dense: cost of the model before.
+        gated: cost of the fixed gates before the projection onto the budget.
+        compact: cost of the small model; its parameters are counted on the model itself, those that are not zero where
+            single weights had gates.
+        flipped: units that the projection opened or closed.
+        difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
+            small one, in the model's own precision; NaN where there were no example inputs.
+        difference_float64: the same for the gated model converted to float64 and what is cut from that; NaN where it
+            does not run in it.
+        proof: the comparison in float64 with re-drawn numbers, None without example inputs.
+        keep: units of every structured group that the small model has, ascending positions: the open ones, one where a
+            group lost them all, and those that ``round_to`` keeps as zeros.
+        widths: by group, those of inputs and single weights included, how many units the small model has, and the dense
+            one.
+    """
+
+    dense: Cost
+    gated: Cost
+    compact: Cost
+    flipped: int
+    difference_float32: float
+    difference_float64: float
+    proof: Proof | None
+    keep: Mapping[str, Tensor]
+    widths: Mapping[str, tuple[int, int]]
+
+    def __str__(self) -> str:
+        rows = [("", "parameters", "share", "MACs", "share")]
+        for name, cost in (("dense", self.dense), ("gated", self.gated), ("compact", self.compact)):
+            params, macs = cost.params / max(self.dense.params, 1), cost.macs / max(self.dense.macs, 1)
+            rows.append((name, f"{cost.params:,}", f"{params:.2%}", f"{cost.macs:,}", f"{macs:.2%}"))
+        wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, wide, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines.append(f"units that the projection flipped: {self.flipped}")
+        lines.append(
+            "largest difference, gated and compact: "
+            f"{_number(self.difference_float32)} as they are, {_number(self.difference_float64)} in float64"
+        )
+        lines.append("units kept: " + ", ".join(f"{name} {n}/{size}" for name, (n, size) in self.widths.items()))
+        return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "not measured" if math.isnan(value) else f"{value:.2g}"
+
+
+def pin(model: nn.Module, fixed: Tensor) -> None:
+    """Let evaluation use these gates ``(Z,)`` from now on, multiplied in the precision that they have now.
+
+    Converting the model to another precision then rounds nothing anew: it still computes what is cut from it now.
+    """
+    gates = gates_of(model)
+    gates.pinned = fixed
+    for site in gated_sites(model):
+        site.gate.exact_in = (fixed.dtype, site.chain.original.dtype)
+
+
+def baked(model: nn.Module) -> nn.Module:
+    """A plain copy of a gated model, in which every weight is multiplied by its evaluation gates.
+
+    A tied weight is multiplied once, and stays tied.
+    """
+    plain = _copy(model)
+    folded: dict[int, tuple[Tensor, Tensor]] = {}
+    with evaluating(plain):
+        for site in gated_sites(plain):
+            original = site.chain.original
+            if id(original) not in folded:
+                folded[id(original)] = original, site.gate(original)
+    strip(plain)
+    refuse_dense_keys(plain)
+    with torch.no_grad():
+        for original, product in folded.values():
+            original.copy_(product)
+    return plain
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    with evaluating(model):
+        for module in model.modules():
+            # These keep computed weights in a list, and tensors that carry a graph cannot be copied.
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
+    return copy.deepcopy(model)
+
+
+def cut_to(plain: nn.Module, units: Units, is_open: Tensor, *, in_place: bool = False, round_to: int = 1) -> nn.Module:
+    """Cut a plain model to its open units, bool ``(U,)``, structured ones and single inputs in one step.
+
+    A layer that lost every input keeps one, whose weights are zero; so do closed units that widths are rounded up by.
+    Single weights that do not count become 0.0, in ``plain`` too.
+    """
+    units.zero_closed_(plain, is_open)
+    return compact(plain, units.cuttable, units.keep(is_open), in_place=in_place, round_to=round_to)
+
+
+def proved(
+    plain: nn.Module, small: nn.Module, units: Units, is_open: Tensor, examples: Sequence[Example], *, round_to: int = 1
+) -> Proof | None:
+    """Prove that what `cut_to` made of a plain model computes what that computes with its closed units at zero."""
+    if not examples:
+        return None
+    return prove(plain, small, units.cuttable, units.keep(is_open), list(examples), round_to=round_to)
+
+
+def differences(
+    gated: nn.Module,
+    small: nn.Module,
+    units: Units,
+    is_open: Tensor,
+    examples: Sequence[Example],
+    *,
+    round_to: int = 1,
+) -> tuple[float, float]:
+    """Largest absolute difference of the outputs in evaluation mode: as the models are, and in float64.
+
+    For the latter the gated model is converted and then cut, so that what a cut computes (the rescaled weights of an
+    RMSNorm) is computed in float64 too.
+    """
+    if not examples:
+        return math.nan, math.nan
+    as_is = _difference(gated, small, examples)
+    doubled = _copy(gated).double()
+    calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
+    try:
+        cut = cut_to(baked(doubled), units, is_open, in_place=True, round_to=round_to)
+        return as_is, _difference(doubled, cut, calls)
+    except RuntimeError:  # a model that computes in a precision of its own
+        return as_is, math.nan
+
+
+def _double(leaf: object) -> object:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _difference(first: nn.Module, second: nn.Module, examples: Sequence[Example]) -> float:
+    largest = 0.0
+    for example in examples:
+        outputs = []
+        for model in (first, second):
+            with evaluating(model):
+                torch.manual_seed(0)
+                output = model(*example.args, **example.kwargs)
+            outputs.append(tensors_in(output))
+        for a, b in zip(*outputs, strict=True):
+            if a.numel() and not torch.equal(a, b):
+                largest = max(largest, float((a.to(torch.float64) - b.to(torch.float64)).abs().max()))
+    return largest

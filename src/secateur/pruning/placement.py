@@ -1,0 +1,261 @@
+"""Where gates act in a user's model: on slices of the weights that read gated units, by parametrization.
+
+Index conventions: ``U`` units of all gates in a row; the *extended* gates ``(U + 1,)`` end in a constant 1;
+``S`` size of one dimension of a weight; ``L`` gates that meet at one position (coarse and fine ones multiply).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
+
+from secateur.errors import GateError
+from secateur.pruning.draws import GATES, begin_forward, end_forward, values
+from secateur.pruning.gateset import GateSet
+from secateur.structure.groups import FLAT, Group
+from secateur.structure.tensors import listed, slots_of
+
+__all__ = ["ConsumerGate", "Map", "Site", "gated_sites", "maps_of", "place", "strip"]
+
+#: Sources of the gates at every position of one dimension: int64 ``(L, S)``, positions in the extended gates.
+Map = NDArray[np.int64]
+
+
+class Site(NamedTuple):
+    """One place of a gated tensor.
+
+    Args:
+        owner: module that holds it.
+        key: its attribute there.
+        name: its qualified name.
+        gate: what multiplies it.
+        chain: the parametrization; its ``original`` is the tensor as it was before.
+    """
+
+    owner: nn.Module
+    key: str
+    name: str
+    gate: ConsumerGate
+    chain: ParametrizationList
+
+
+class ConsumerGate(nn.Module):
+    r"""A weight times the gates of the units that it reads.
+
+    .. math:: \tilde W_{\ldots i \ldots j \ldots} = W_{\ldots i \ldots j \ldots}\; v_i\, w_j, \qquad
+        v_i = \prod_l z_{m(l, i)}
+
+    A closed unit's slices are exactly 0 there, and so is their gradient. Whatever lies between the units' producer and
+    this weight (bias, BatchNorm, activations) is untouched.
+
+    Args:
+        gates: of the model; referred to, not registered a second time.
+        maps: by dimension, which gates meet at each of its positions; under `FLAT` those of single weights.
+        order: names of the owner's tensors in their order before, to be restored.
+        persistent: whether the tensor is part of the state dict (a buffer may not be).
+    """
+
+    def __init__(self, gates: GateSet, maps: Mapping[int, Map], order: tuple[str, ...], persistent: bool) -> None:
+        super().__init__()
+        # In a tuple, so that it is no submodule: copies still find their own gates, for a copy follows references.
+        self._gates = (gates,)
+        self.order = order
+        #: types of gates and weight that a pinned product is computed in, whatever the model is converted to later
+        self.exact_in: tuple[torch.dtype, torch.dtype] | None = None
+        self.persistent = persistent
+        #: where the gates of single weights stand in the extended gates: start and number; None without them
+        self.flat: tuple[int, int] | None = None
+        if FLAT in maps:  # these stand in a row, so that a slice serves where others are gathered
+            self.flat = int(maps[FLAT][0, 0]), maps[FLAT].shape[1]
+        self.dims = tuple(sorted(dim for dim in maps if dim != FLAT))
+        for dim in self.dims:
+            self.register_buffer(f"map_{dim}", torch.from_numpy(maps[dim]), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``(..., S, ...)`` to the same shape."""
+        gates = values(self._gates[0], self.training)
+        drawn = self.training and self._gates[0].training
+        if self.exact_in is not None and not drawn and self._gates[0].pinned is not None:
+            return self.product(weight.to(self.exact_in[1]), gates.to(self.exact_in[0])).to(weight.dtype)
+        return self.product(weight, gates)
+
+    def product(self, weight: Tensor, gates: Tensor) -> Tensor:
+        """The weight times extended gates ``(U + 1,)``."""
+        for dim, factor in self.factors(gates).items():
+            shape = [-1 if other == dim else 1 for other in range(weight.dim())]
+            weight = weight * factor.to(weight).view(shape)
+        own = self.own(gates)
+        return weight if own is None else weight * own.to(weight).view(weight.shape)
+
+    def own(self, gates: Tensor) -> Tensor | None:
+        """The gates of single weights, flat, from extended gates ``(U + 1,)``; None without them."""
+        return None if self.flat is None else gates.narrow(0, *self.flat)
+
+    def factors(self, gates: Tensor) -> dict[int, Tensor]:
+        """By dimension the factor ``(S,)`` of each position, from extended gates ``(U + 1,)``."""
+        found = {}
+        for dim in self.dims:
+            sources = self.get_buffer(f"map_{dim}")
+            layers = gates.to(sources.device).index_select(0, sources.view(-1)).view(sources.shape)
+            factor = layers[0]
+            for layer in layers[1:]:
+                factor = factor * layer
+            found[dim] = factor
+        return found
+
+    def extra_repr(self) -> str:
+        """The gated dimensions."""
+        return f"dims={self.dims}" if self.flat is None else f"dims={self.dims}, weights={self.flat[1]}"
+
+
+def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, Map]]:
+    """By tensor and dimension, which gates meet at each position, for groups whose units stand in a row.
+
+    Args:
+        groups: every gated group, rule by rule.
+        shapes: dense shapes by tensor name.
+    """
+    total = sum(group.size for group in groups)
+    layers: dict[tuple[str, int], list[Map]] = defaultdict(list)
+    start = 0
+    for group in groups:
+        for member in group.gated:
+            shape = shapes[member.tensor]
+            size = math.prod(shape) if member.dim == FLAT else shape[member.dim]
+            _lay(layers[member.tensor, member.dim], member.index, start, total, size)
+        start += group.size
+    maps: dict[str, dict[int, Map]] = defaultdict(dict)
+    for (tensor, dim), rows in layers.items():
+        maps[tensor][dim] = np.stack(rows)
+    return maps
+
+
+def _lay(rows: list[Map], index: NDArray[np.int64], start: int, total: int, size: int) -> None:
+    """Write a member's gates into the first row where its positions are free, for most members share one row."""
+    positions = index.reshape(-1)
+    units = np.repeat(np.arange(start, start + len(index)), index.shape[1])
+    for row in rows:
+        if np.all(row[positions] == total):
+            row[positions] = units
+            return
+    rows.append(np.full(size, total, dtype=np.int64))
+    rows[-1][positions] = units
+
+
+def place(model: nn.Module, gates: GateSet, maps: Mapping[str, Mapping[int, Map]]) -> None:
+    """Put gates on weights, in place; where it raises, nothing has changed.
+
+    A tied weight is gated under all its names and stays tied.
+
+    Raises:
+        GateError: a weight is missing or parametrized already.
+    """
+    places = _places(model)
+    problems = [f"{name}: the model has no such parameter" for name in maps if name not in places]
+    for name in maps:
+        for owner, key in places.get(name, ()):
+            if is_parametrized(owner):
+                taken = ", ".join(cast("nn.ModuleDict", owner.parametrizations))
+                problems.append(
+                    f"{name}: the {type(owner).__name__} that holds {key} is parametrized already (on {taken})"
+                )
+    if hasattr(model, GATES):
+        problems.append(f"the model has an attribute {GATES!r}")
+    if problems:
+        raise GateError(
+            f"gates cannot be placed; nothing was changed: {listed(sorted(problems))}. Remove foreign parametrizations"
+            " first (torch.nn.utils.parametrize.remove_parametrizations), or leave these layers out with"
+            " sc.Rule(where=...)"
+        )
+    for name, dims in maps.items():
+        for owner, key in places[name]:
+            _gate(owner, key, gates, dims)
+    setattr(model, GATES, gates.train(model.training))
+    model.register_forward_pre_hook(begin_forward, with_kwargs=True)
+    model.register_forward_hook(end_forward, always_call=True)
+
+
+def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """By tensor name, every module and attribute that holds this tensor, a module that is used twice once."""
+    slots = slots_of(model)
+    found: dict[int, dict[tuple[int, str], tuple[nn.Module, str]]] = defaultdict(dict)
+    for slot in slots.values():
+        found[id(slot.tensor)][id(slot.owner), slot.key] = slot.owner, slot.key
+    return {name: list(found[id(slot.tensor)].values()) for name, slot in slots.items()}
+
+
+def _gate(owner: nn.Module, key: str, gates: GateSet, dims: Mapping[int, Map]) -> None:
+    kind = owner._parameters if key in owner._parameters else owner._buffers
+    order = tuple(kind)
+    for site in _sites_in(owner, ""):  # a second tensor of the same module: the first saw the whole order
+        order = site.gate.order if key in site.gate.order else order
+    tensor = kind[key]
+    assert tensor is not None
+    gate = ConsumerGate(gates, dims, order, key not in owner._non_persistent_buffers_set)
+    register_parametrization(owner, key, gate.to(tensor.device), unsafe=True)
+
+
+def gated_sites(model: nn.Module) -> list[Site]:
+    """Every gated tensor of a model, under every name that it has."""
+    return [site for path, module in model.named_modules() for site in _sites_in(module, path)]
+
+
+def _sites_in(module: nn.Module, path: str) -> Iterator[Site]:
+    if not is_parametrized(module):
+        return
+    for key, chain in cast("nn.ModuleDict", module.parametrizations).items():
+        gate = cast("ParametrizationList", chain)[0]
+        if isinstance(gate, ConsumerGate):
+            yield Site(module, key, f"{path}.{key}" if path else key, gate, cast("ParametrizationList", chain))
+
+
+def strip(model: nn.Module) -> None:
+    """Take all gates off a model, in place, and leave the weights as they are without gates.
+
+    The model has the tensors, classes, hooks and order of names that it had before. Nothing that a copy of the model
+    shares with it, the classes of parametrized modules in particular, is written to.
+    """
+    for module in list(model.modules()):
+        for site in list(_sites_in(module, "")):
+            _ungate(site)
+    model._modules.pop(GATES, None)
+    ours = (begin_forward, end_forward)
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for number in [number for number, hook in hooks.items() if hook in ours]:
+            del hooks[number]
+            model._forward_hooks_always_called.pop(number, None)
+            model._forward_pre_hooks_with_kwargs.pop(number, None)
+
+
+def _ungate(site: Site) -> None:
+    owner, key = site.owner, site.key
+    original = site.chain.original
+    parametrizations = cast("nn.ModuleDict", owner.parametrizations)
+    del parametrizations[key]
+    gated_class = type(owner)
+    if len(parametrizations):
+        # Copies of the model share the class, so it is left alone and followed by one without this property.
+        rest = {name: value for name, value in vars(gated_class).items() if name != key}
+        owner.__class__ = type(gated_class.__name__, gated_class.__bases__, rest)
+    else:
+        delattr(owner, "parametrizations")
+        owner.__class__ = gated_class.__bases__[0]
+    if isinstance(original, nn.Parameter):
+        owner.register_parameter(key, original)
+        _reorder(owner._parameters, site.gate.order)
+    else:
+        owner.register_buffer(key, original, persistent=site.gate.persistent)
+        _reorder(owner._buffers, site.gate.order)
+
+
+def _reorder(tensors: dict[str, Any], order: tuple[str, ...]) -> None:
+    for name in [*(name for name in order if name in tensors), *(name for name in list(tensors) if name not in order)]:
+        tensors[name] = tensors.pop(name)
