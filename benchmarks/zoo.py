@@ -21,7 +21,6 @@ import platform
 import resource
 import sys
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -114,7 +113,7 @@ def _child(examine: Callable[[Row], dict[str, Any]], row: Row, pipe: Any, limit:
     except sc.SecateurError as error:
         pipe.send({"refused": f"{type(error).__name__}: {error}"})
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs on the page
-        pipe.send({"raised": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(limit=-4)})
+        pipe.send({"raised": f"{type(error).__name__}: {error}"})
 
 
 def isolated(examine: Callable[[Row], dict[str, Any]], row: Row, limit: int) -> dict[str, Any]:
