@@ -227,14 +227,19 @@ def test_a_refusal_in_a_process_of_its_own_is_one_line_and_exit_code_2(tmp_path:
 
 
 def test_ctrl_c_leaves_no_file_and_exit_code_130(tmp_path: Path):
-    process = subprocess.Popen(
-        command("train", "--epochs", "500", "--out", "small.safetensors", "--record", "run.json"),
-        cwd=tmp_path,
-        env={**environment(), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # A shell lets what it starts in the background ignore the signal, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            command("train", "--epochs", "500", "--out", "small.safetensors", "--record", "run.json"),
+            cwd=tmp_path,
+            env={**environment(), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     process.stderr.readline()  # the first epoch is done
     process.send_signal(signal.SIGINT)
