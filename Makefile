@@ -29,6 +29,10 @@ test: $(VENV)/.dev  ## Run the tests and the examples in docstrings (ARGS="..." 
 test-slow: $(VENV)/.dev  ## Run the tests that train for minutes.
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev  ## Make N random networks, cut them, and compare (N=2000 by default; SECATEUR_FUZZ_SEED for others).
+	SECATEUR_FUZZ=$(or $(N),2000) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/test_fuzz.py
+
 .PHONY: zoo
 zoo: $(VENV)/.zoo  ## Trace, cut and prove every architecture of the zoo, and write docs/zoo.md (ARGS="..." is passed on).
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py $(ARGS)

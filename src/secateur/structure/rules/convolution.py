@@ -35,12 +35,13 @@ def convolution(c: Coupling, call: Call) -> Label:
     spatial = range(2, n)
     x = given_up(c, x, spatial, "is a spatial dimension of a convolution")
     weight = given_up(c, weight, spatial, "is a kernel dimension of a convolution")
+    if groups > 1:
+        x = _channels_alone(c, x)
     _count_macs(c, x, weight, call.shape, groups, transposed)
     if groups == 1:
         x, weight = contract(c, call, x, 1, weight, 0 if transposed else 1)
         out = weight.ids_along(1 if transposed else 0)
     else:
-        x = _channels_alone(c, x)
         out = _grouped(c, x, weight, groups, transposed)
     if weight.weight:
         c.carry(out)
@@ -106,8 +107,9 @@ def _count_macs(c: Coupling, x: Label, weight: Label, shape: Sequence[int], grou
     """Every element of the output (of the input where transposed) times the kernel and its channels."""
     places = x.shape if transposed else shape
     times = float(np.prod([places[0], *places[2:], *weight.shape[2:]]))
-    if groups > 1 and not transposed and x.shape[1] == groups:
-        count_macs(c, (weight, [0]), times=times)
+    if groups > 1 and x.shape[1] == groups:
+        # Depthwise: the input's channels, for the filter may be one that is expanded over them.
+        count_macs(c, (x, [1]), times=times * (weight.shape[1] if transposed else weight.shape[0] // groups))
     else:
         # Dimension 0 counts all channels of one side, dimension 1 those of one group of the other.
         count_macs(c, (weight, [0, 1]), times=times)

@@ -1,0 +1,55 @@
+"""Random networks and random keep-sets: masked equals cut, and the cost is exact.
+
+A short run is part of the suite; ``make fuzz N=10000`` makes as many networks as are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from tests.fuzz import Network, networks
+from tests.law import check_cut, keep_some
+
+from secateur.compaction.compact import compact
+from secateur.structure.trace import trace
+
+#: Networks that are asked for; 0 for the short run.
+N = int(os.environ.get("SECATEUR_FUZZ", "0"))
+SHORT = 40
+#: Parts of a long run, which several processes share.
+SHARDS = 16 if N else 1
+FIRST_SEED = int(os.environ.get("SECATEUR_FUZZ_SEED", "0"))
+
+
+def check(network: Network, first: int) -> None:
+    """Hold a network to the contract for three keep-sets."""
+    x = network.inputs()
+    structure = check_cut(network, x, seeds=(0, first, first + 1) if N else (first,))
+    assert structure.cost().params == sum(p.numel() for p in network.parameters())
+    if structure.groups:
+        # What is left costs what the polynomials say, in multiply-accumulates as well.
+        keep = keep_some(structure, first)
+        small = compact(network, structure, keep)
+        assert trace(small, (x,)).cost() == structure.cost(keep)
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_masked_equals_cut(shard: int) -> None:
+    @seed(FIRST_SEED * SHARDS + shard)
+    @settings(
+        max_examples=-(-N // SHARDS) if N else SHORT,
+        derandomize=False,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(networks(), st.integers(1, 1000))
+    def run(network: Network, first: int) -> None:
+        check(network, first)
+
+    torch.manual_seed(0)
+    run()
