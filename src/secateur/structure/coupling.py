@@ -244,6 +244,10 @@ class Coupling:
             self._frozen.append((np.unique(ids), self._number(_UNEVEN)))
         else:
             ties.append(_ties_across(ids, axis))
+            slices = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+            partly_fixed = slices[(slices == 0).any(axis=1) & (slices != 0).any(axis=1)]
+            if partly_fixed.size:
+                self._frozen.append((np.unique(partly_fixed), self._number(_UNEVEN)))
         for axes, narrow in self._followers.get((ids.shape, ids.tobytes()), []):
             if axes == {axis}:
                 slices = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]

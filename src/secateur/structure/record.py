@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._decomp import decomposition_table
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -19,7 +20,7 @@ from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Label, make_factor
 from secateur.structure.rules import Call, RuleEntry, Uncovered, entry_for, operator_name, pointwise_rule
 
-__all__ = ["Entry", "Recorder", "is_cache", "tensors_in", "watch"]
+__all__ = ["Entry", "Leaving", "Recorder", "is_cache", "tensors_in", "watch"]
 
 #: Arguments that say where and how a result is stored, never what it is.
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "implicit"})
@@ -181,6 +182,11 @@ class Recorder(TorchDispatchMode):
             for factor in label.factors:
                 self.coupling.freeze(factor.ids, reason)
 
+    def leaves(self, tensor: torch.Tensor, way: str) -> None:
+        """A tensor's numbers leave torch: what becomes of them cannot be seen."""
+        self.coupling.operator, self.coupling.module = way, self.stack[-1] if self.stack else ""
+        self._freeze((self.label(tensor),), f"is read out of the model as numbers ({way})")
+
     def _escape(self, func: Any, inputs: tuple[Label, ...]) -> None:
         if func.namespace != "prim" and operator_name(func) not in _HARMLESS:
             self._freeze(inputs, f"is read out of the model as a number ({operator_name(func)})")
@@ -240,6 +246,24 @@ class Recorder(TorchDispatchMode):
             return table(*args, **kwargs)
 
 
+class Leaving(TorchFunctionMode):
+    """Sees numbers leave torch where no operator runs: as arrays of numpy and as lists.
+
+    Args:
+        recorder: is told.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _WAYS_OUT and args and isinstance(args[0], torch.Tensor):
+            self._recorder.leaves(args[0], func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+_WAYS_OUT = (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist, torch.Tensor.__dlpack__)
 _THROUGH_A_VIEW = "is written through a view of another tensor"
 _COPIES = frozenset({"clone", "detach", "alias", "contiguous"})
 _VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy"})

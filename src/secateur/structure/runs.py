@@ -23,7 +23,7 @@ from secateur.structure.example import Example
 from secateur.structure.ids import Label
 from secateur.structure.norms import RmsNorm, as_one_operator
 from secateur.structure.plain import with_graph
-from secateur.structure.record import Entry, Recorder, tensors_in, watch
+from secateur.structure.record import Entry, Leaving, Recorder, tensors_in, watch
 from secateur.structure.tensors import first_names, listed, named_tensors
 
 __all__ = ["Run", "RunFailure", "Setting", "run"]
@@ -130,7 +130,7 @@ def run(
                 with mode, recorder:
                     out = twin(*args, **kwargs)
             else:
-                with recorder:
+                with Leaving(recorder), recorder:
                     out = twin(*args, **kwargs)
         except Exception as raised:  # noqa: BLE001 - any error of a user's model is reported with its place
             error = raised

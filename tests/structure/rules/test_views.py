@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.law import Row, alone, given, hold, hold_in_a_model, in_models, linear_net, row
 from tests.law import check_cut as check
 
@@ -19,6 +20,12 @@ ROWS: dict[str, Row] = {
     "split, outer fixed": row(lambda h: h.unflatten(1, (2, -1)), H, "abcdabcd"),
     "heads and features merge": row(lambda h: h.flatten(2), HEADS, "abcd", ".....", "is merged with another unit's"),
     "split and merge back": row(lambda h: h.unflatten(1, (-1, 2)).flatten(1, 2), H, "aabbccdd"),
+    "split across something fixed": row(
+        lambda h: F.pad(h, (1, 1)).unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2),
+        given((2, 8), 1),
+        ".aabbcc.",
+        "no single one of them can lose slices",
+    ),
     "view with a size of one": row(lambda h: h.view(2, 1, -1, 3), H, FREE),
     "permute": row(lambda h: h.permute(2, 0, 1), H, FREE),
     "transpose": row(lambda h: h.transpose(1, -1), H, FREE),
