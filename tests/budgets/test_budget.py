@@ -1,0 +1,180 @@
+"""What a user can say about size, and what is refused, with the message that helps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.polynomials import Polynomials, chain, convolutional, group
+
+from secateur.budgets.budget import Budget, Penalty, project
+from secateur.budgets.costs import CostModel, Kind
+from secateur.errors import BudgetError
+from secateur.structure.groups import Axis, Cost, Frozen, Term
+
+DENSE = Cost(params=1000, macs=50_000)
+
+
+@pytest.mark.parametrize(
+    ("budget", "targets"),
+    [
+        (Budget(keep_params=0.1), {"params": 100}),
+        (Budget(keep_params=1.0), {"params": 1000}),
+        (Budget(keep_params=1), {"params": 1000}),
+        (Budget(keep_params=250), {"params": 250}),
+        (Budget(keep_macs=0.3), {"macs": 15_000}),
+        (Budget(keep_params=0.2, keep_macs=9999), {"params": 200, "macs": 9999}),
+        (Budget(keep_params=0.0019), {"params": 1}),
+    ],
+)
+def test_targets_are_shares_or_numbers(budget: Budget, targets: dict[Kind, int]) -> None:
+    assert budget.targets(DENSE) == targets
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.5, 0, -3, math.nan, math.inf, True, "0.1"])
+def test_values_that_are_neither_are_refused(keep: Any) -> None:
+    with pytest.raises(BudgetError, match=r"expected a share in \(0, 1\] or an absolute number"):
+        Budget(keep_params=keep)
+
+
+def test_a_budget_needs_a_target() -> None:
+    with pytest.raises(BudgetError, match="no target"):
+        Budget()
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(keep_params=2.5, keep_macs=-1.0, steps=0, hold=1.5, ramp=-2, slack=2.0)
+    for part in ("keep_params=2.5", "keep_macs=-1.0", "steps=0", "hold=1.5", "ramp=-2", "slack=2.0"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule"),
+    [
+        ({}, (50, 250)),
+        ({"steps": 2000}, (200, 1000)),
+        ({"steps": 2000, "hold": 30, "ramp": 100}, (30, 100)),
+        ({"steps": 100, "hold": 0.0, "ramp": 1.0}, (0, 100)),
+        ({"hold": 10, "ramp": 7}, (10, 7)),
+    ],
+)
+def test_schedules_are_fractions_or_steps(settings: dict[str, Any], schedule: tuple[int, int]) -> None:
+    assert Budget(keep_params=0.5, **settings).schedule == schedule
+
+
+def test_a_schedule_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"hold \+ ramp = 50 \+ 60 steps, but the training has 100"):
+        Budget(keep_params=0.5, steps=100, hold=50, ramp=60)
+
+
+def test_numbers_above_the_dense_cost_are_refused() -> None:
+    assert Budget(keep_params=1000).targets(DENSE) == {"params": 1000}
+    with pytest.raises(BudgetError, match="keep_params=1001, but the dense model has only 1000"):
+        Budget(keep_params=1001).targets(DENSE)
+
+
+def test_targets_out_of_reach_say_what_is_least_and_what_stays() -> None:
+    structure = Polynomials(
+        (group(10, "hidden"),),
+        (Axis(0, ((0, 1),)),),
+        (Term(1.0, (0,), "fc.weight"), Term(60.0, (), "head.weight"), Term(30.0, (), "stem.weight")),
+        (),
+        frozen=(
+            Frozen("stem.weight", 0, 5, "something else"),
+            Frozen("head.weight", 0, 6, "it is a model output", "aten.addmm", "head"),
+        ),
+    )
+    costs = CostModel(structure)
+    assert Budget(keep_params=91).start(costs).target == {"params": 91}
+    with pytest.raises(BudgetError) as caught:
+        Budget(keep_params=0.5, keep_macs=0.5).start(costs)
+    message = str(caught.value)
+    assert "50 params (50.000% of 100) cannot be reached" in message
+    assert "91 remain (91.000%)" in message
+    assert "most of them in head.weight (it is a model output)" in message
+
+
+def test_an_equal_choice_of_budget_starts_an_equal_controller() -> None:
+    controller = Budget(keep_params=0.5, keep_macs=0.25, equality=False, steps=100).start(CostModel(convolutional()))
+    dense = controller.costs.dense
+    assert controller.target == {"params": dense.params // 2, "macs": dense.macs // 4}
+    assert (controller.hold, controller.ramp, controller.equality) == (10, 50, False)
+    assert controller.expected == controller.exact == dense
+
+
+def test_projection_by_budget_and_by_number() -> None:
+    costs = CostModel(chain([8, 10, 6]))
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(24, generator=generator)
+    everything = torch.ones(24, dtype=torch.bool)
+    found = project(costs, scores, everything, Budget(keep_params=0.4))
+    limit = int(0.4 * costs.dense.params)
+    assert limit - 16 < costs.exact(found).params <= limit
+    assert torch.equal(project(costs, scores, everything, {"params": limit}), found)
+    both = Budget(keep_params=0.4, keep_macs=0.1)
+    assert costs.exact(project(costs, scores, everything, both)).macs <= 0.1 * costs.dense.macs
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        project(costs, scores, everything, Budget(keep_params=0.001))
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        project(costs, scores, everything, {"params": 1})
+
+
+def test_projection_leaves_what_an_upper_bound_allows_and_what_slack_covers() -> None:
+    costs = CostModel(chain([10, 10, 10]))
+    scores = torch.linspace(0.0, 1.0, 30)
+    few = scores > 0.9
+    few[[0, 10]] = True
+    assert torch.equal(project(costs, scores, few, Budget(keep_params=0.5, equality=False)), few)
+    assert torch.equal(project(costs, scores, few, Budget(keep_params=0.5, slack=1.0)), few)
+    assert costs.exact(project(costs, scores, few, Budget(keep_params=0.5))).params > 90
+
+
+# Penalty
+
+
+def test_penalties_are_the_papers_formulas() -> None:
+    costs = CostModel(convolutional())
+    chances = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = costs.expected_vector(chances)
+    per_example = Penalty(0.3, n_examples=500).start(costs)
+    assert per_example.loss(chances).item() == pytest.approx(0.3 / 500 * expected[0].item())
+    share = Penalty(0.3, "density", kind="macs").start(costs)
+    assert share.loss(chances).item() == pytest.approx(0.3 * expected[1].item() / costs.dense.macs)
+    (got,) = torch.autograd.grad(share.loss(chances), chances)
+    (wanted,) = torch.autograd.grad(0.3 * expected[1] / costs.dense.macs, chances)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_a_penalty_displays_costs_and_has_no_state() -> None:
+    costs = CostModel(chain([4, 4]))
+    term = Penalty(1.0, "density").start(costs)
+    chances = torch.full((8,), 0.5)
+    term.step(chances, torch.arange(8) % 2 == 0)
+    assert (term.expected.params, term.exact.params) == (4, 4)
+    assert term.state_dict() == {}
+    term.load_state_dict({})
+    with pytest.raises(BudgetError, match="the state of a budget"):
+        term.load_state_dict({"prices": {}})
+    with pytest.raises(BudgetError, match="diverged"):
+        term.step(torch.full((8,), math.nan), chances > 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": -1.0, "n_examples": 5}, "weight=-1.0"),
+        ({"weight": math.nan, "n_examples": 5}, "weight=nan"),
+        ({"weight": 1.0}, "n_examples=None, expected the number of training examples"),
+        ({"weight": 1.0, "n_examples": 0}, "n_examples=0"),
+        ({"weight": 1.0, "unit": "density", "n_examples": 5}, "has no meaning"),
+        ({"weight": 1.0, "unit": "flops", "n_examples": 5}, "unit='flops'"),
+        ({"weight": 1.0, "unit": "density", "kind": "latency"}, "kind='latency'"),
+    ],
+)
+def test_wrong_penalties_are_refused(settings: dict[str, Any], message: str) -> None:
+    Penalty(0.0, n_examples=1)
+    with pytest.raises(BudgetError, match=message):
+        Penalty(**settings)
