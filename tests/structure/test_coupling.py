@@ -183,9 +183,7 @@ def test_a_deaf_ledger_writes_nothing_but_still_gives_ids() -> None:
     assert left is not None
     assert left.tolist() == [1, 2]
     assert classes(coupling) == [[1], [2], [3], [4]]
-    assert not (coupling.consumed)
-    assert not (coupling.joined)
-    assert not (coupling.products)
+    assert (coupling.consumed, coupling.joined, coupling.products) == ([], [], [])
 
 
 def test_solving_twice_with_more_freezes_in_between_starts_anew() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._decomp import decomposition_table
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -99,7 +100,7 @@ class Recorder(TorchDispatchMode):
             return out
         call = Call(func, values, out, self.label)
         labels = self._apply(entry, call, inputs, outputs)
-        self._keep(call, outputs, labels, inputs, entry)
+        self._keep(call, labels, inputs, entry)
         mutated = [] if torch.Tag.inplace_view in func.tags else _mutated(func, values)
         for tensor, label in zip(outputs, labels, strict=True):
             if any(tensor is changed for changed in mutated):
@@ -115,7 +116,6 @@ class Recorder(TorchDispatchMode):
     def _keep(
         self,
         call: Call,
-        outputs: list[torch.Tensor],
         labels: list[Label],
         inputs: tuple[Label, ...],
         entry: RuleEntry | None,
@@ -126,7 +126,8 @@ class Recorder(TorchDispatchMode):
             return
         operator = "view" if operator in _VIEWS else operator
         compared = {name: value for name, value in call.values.items() if (operator, name) not in _FOLLOWS}
-        scalars = (*_scalars(compared, outputs, entry), *(("size", number) for number in call.numbers))
+        sizes = (("size", number) for number in call.numbers)
+        scalars = (*_scalars(compared, entry), *sizes, *_written_numbers(call))
         one = Entry(operator, self.coupling.module, scalars, tuple(labels), inputs)
         self.entries.append(one)
         if self.on_entry is not None:
@@ -340,7 +341,7 @@ def _mutated(func: Any, values: Mapping[str, Any]) -> list[torch.Tensor]:
     return changed
 
 
-def _scalars(values: Mapping[str, Any], outputs: list[torch.Tensor], entry: RuleEntry | None) -> tuple[Any, ...]:
+def _scalars(values: Mapping[str, Any], entry: RuleEntry | None) -> tuple[Any, ...]:
     """What must be the same in the dense model and a cut one: every argument but tensors, storage and sizes."""
     kept: list[Any] = []
     for name, given in values.items():
@@ -352,11 +353,18 @@ def _scalars(values: Mapping[str, Any], outputs: list[torch.Tensor], entry: Rule
         if entry is not None and entry.sizes and name not in _NEVER_SIZES and _integral(value):
             continue
         kept.append((name, value if not isinstance(value, torch.dtype) else str(value)))
-    for out in outputs:
-        constant = getattr(out, "constant", None)
-        if isinstance(constant, torch.Tensor) and constant.numel() <= _MAX_CONSTANT:
-            kept.append(tuple(constant.detach().reshape(-1).tolist()))
     return tuple(kept)
+
+
+def _written_numbers(call: Call) -> tuple[str, ...]:
+    """The numbers of a small tensor that the code writes out: sizes may be among them."""
+    tensor = call.get("self")
+    if call.name != "lift_fresh" or not isinstance(tensor, torch.Tensor):
+        return ()
+    if isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.numel() > _MAX_CONSTANT:
+        return ()
+    with _disable_current_modes():
+        return tuple(repr(number) for number in tensor.reshape(-1).tolist())
 
 
 def _integral(value: Any) -> bool:

@@ -164,6 +164,7 @@ def test_a_size_that_becomes_a_number_freezes() -> None:
 
     assert "flows as a size into the numbers of div" in check(lambda net, h: h / h.shape[-1] ** 0.5)
     assert "flows as a size" in check(lambda net, h: h * torch.tensor(h.shape[-1]))
+    assert "flows as a size" in check(lambda net, h: h * torch.tensor([1.0, h.shape[-1]]).sum())
     assert "flows as a size" in check(lambda net, h: torch.where(h > 0, h, h.shape[-1]))
     assert "flows as a size" in check(lambda net, h: h + torch.full((1,), h.shape[-1]))
     assert "flows as a size" in check(lambda net, h: h / h.new_ones(h.shape).sum(-1, keepdim=True))
