@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.budgets.counting import Counting
 from secateur.errors import BudgetError
 from secateur.structure.groups import Axis, Cost, Term
 
@@ -120,7 +121,7 @@ class CostModel:
         owner = np.repeat(np.arange(2), (len(structure.param_terms), len(structure.mac_terms)))
         self._highest = max((_sharing(term, structure.axes) for term in terms), default=1)
         self._tables = {torch.device("cpu"): _tabulate(structure.axes, terms, owner, self.sizes, self._highest)}
-        self._counting = _Counting(structure.axes, terms, owner, len(self.sizes))
+        self._counting = Counting(structure.axes, [structure.param_terms, structure.mac_terms])
         self.segment: Tensor = self._tables[torch.device("cpu")].segment
         self.dense: Cost = self.count(self.sizes)
         #: units of each group that a cut leaves at least, ``(G,)``
@@ -186,6 +187,10 @@ class CostModel:
         """Cost of what a cut leaves of so many open units of each group, ``(G,)``."""
         return self.count(np.maximum(n_open, self.floor))
 
+    def cuts(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`cut` of many patterns at once: ``(..., G)`` to parameters and MACs, ``(..., 2)``."""
+        return self._counting(np.maximum(n_open, self.floor))
+
     def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
         """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``. Only these numbers leave a device."""
         flat = is_open.detach().to(torch.int64)
@@ -199,8 +204,8 @@ class CostModel:
 
     def count(self, n_open: Sequence[int] | NDArray[np.int64]) -> Cost:
         """Cost with so many units of each group, ``(G,)`` integers, counted in integers."""
-        params, macs = self._counting(np.asarray(n_open, dtype=np.int64))
-        return Cost(int(params), int(macs))
+        params, macs = self._counting(np.asarray(n_open, dtype=np.int64)).tolist()
+        return Cost(params, macs)
 
     @cached_property
     def priced(self) -> dict[Kind, NDArray[np.bool_]]:
@@ -230,34 +235,6 @@ class CostModel:
                 f"CostModel: got a tensor of shape {tuple(vector.shape)}, expected ({self.total},), one entry for each "
                 f"unit of all {len(self.sizes)} groups in the order of structure.groups"
             )
-
-
-class _Counting:
-    """The polynomials in integers: products in int64, sums in Python integers where coefficients are whole."""
-
-    def __init__(self, axes: Sequence[Axis], terms: Sequence[Term], owner: NDArray[np.int64], n_groups: int) -> None:
-        self._fixed = np.array([axis.fixed for axis in axes] + [1], dtype=np.int64)
-        entries = [(a, g, m) for a, axis in enumerate(axes) for g, m in axis.per_group]
-        self._axis, self._group, self._multiplicity = np.array(entries, dtype=np.int64).reshape(-1, 3).T
-        width = max((len(term.axes) for term in terms), default=1)
-        padded = [[*term.axes, *[len(axes)] * (width - len(term.axes))] for term in terms]
-        self._factors = np.array(padded, dtype=np.int64).reshape(len(terms), width)
-        real = np.array([term.coefficient for term in terms], dtype=np.float64)
-        whole = np.rint(real).astype(np.int64)
-        self._coefficients: NDArray[np.int64] | NDArray[np.float64] = whole if np.all(whole == real) else real
-        self._owner = owner
-
-    def by_term(self, n_open: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
-        """Cost of every term, ``(T,)``, with ``n_open`` units of each group, ``(G,)``."""
-        sizes = self._fixed.copy()
-        np.add.at(sizes, self._axis, self._multiplicity * n_open[self._group])
-        products: NDArray[np.int64] = np.prod(sizes[self._factors], axis=1, initial=1)
-        return products * self._coefficients
-
-    def __call__(self, n_open: NDArray[np.int64]) -> tuple[int, int]:
-        terms = self.by_term(n_open)
-        params, macs = (terms[self._owner == kind].sum() for kind in range(2))
-        return round(params.item()), round(macs.item())
 
 
 def _check(structure: Structure) -> None:

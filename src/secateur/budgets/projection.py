@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.budgets.costs import CostModel, Kind
+from secateur.budgets.costs import KINDS, CostModel, Kind
 from secateur.errors import BudgetError
-from secateur.structure.groups import Cost
 
 __all__ = ["flips", "project_onto"]
 
+#: Lengths that a search tries at once.
+WIDE = 16
 #: Units that a search sorts at first; more only where these do not suffice.
 FIRST_LOOK = 1024
 
@@ -58,15 +59,13 @@ def flips(
         floor = costs.floor[groups]
         allowed = _occurrence(groups) < n_open[groups] - floor if closing else n_open[groups] >= floor
         found, groups = found[allowed], groups[allowed]
-        step = -1 if closing else 1
 
-        def within(length: int, groups: NDArray[np.int64] = groups, step: int = step) -> bool:
-            change = np.bincount(groups[:length], minlength=len(n_open))
-            return _fits(costs, n_open + step * change, limits)
+        def over(lengths: NDArray[np.int64], groups: NDArray[np.int64] = groups) -> NDArray[np.bool_]:
+            change = np.stack([np.bincount(groups[:length], minlength=len(n_open)) for length in lengths.tolist()])
+            return ~_within(costs, n_open - change if closing else n_open + change, limits)
 
-        enough = within(len(found)) if closing else not within(len(found))
-        if enough or look >= n_movable:
-            length = _first(within, len(found)) if closing else _first(lambda k: not within(k), len(found)) - 1
+        if look >= n_movable or bool(over(np.array([len(found)]))[0]) != closing:
+            length = _first(lambda k: ~over(k), len(found)) if closing else _first(over, len(found)) - 1
             chosen: NDArray[np.int64] = found[: max(length, 0)]
             return chosen
         look *= 8
@@ -138,14 +137,13 @@ class _Pattern:
         self.is_open[where] = ~self.is_open[where]
         self.n_open = self.costs.n_open(self.is_open)
 
-    def fits(self, limits: Mapping[Kind, int], group: int = 0, more: int = 0) -> bool:
-        """Whether all costs are within the limits, with so many more units of a group."""
-        return _fits(self.costs, self._with(group, more), limits)
+    def fits(self, limits: Mapping[Kind, int], group: int = 0, more: int | NDArray[np.int64] = 0) -> NDArray[np.bool_]:
+        """Whether all costs are within the limits, with each of these numbers of further units of a group."""
+        return _within(self.costs, self._with(group, more), limits)
 
-    def below(self, floor: Mapping[Kind, int], group: int = 0, more: int = 0) -> bool:
-        """Whether all costs are below the floor, with so many more units of a group."""
-        cost = self.costs.cut(self._with(group, more))
-        return all(getattr(cost, kind) < least for kind, least in floor.items())
+    def below(self, floor: Mapping[Kind, int], group: int = 0, more: int | NDArray[np.int64] = 0) -> NDArray[np.bool_]:
+        """Whether all costs are below the floor, alike."""
+        return _within(self.costs, self._with(group, more), {kind: least - 1 for kind, least in floor.items()})
 
     def refill(self, units: NDArray[np.int64], limits: Mapping[Kind, int]) -> None:
         """Open those of the units that fit, highest scores first."""
@@ -169,13 +167,13 @@ class _Pattern:
         if self.fits(limits, best, 1):
             self._open(best, left[best][:1])
             left[best] = left[best][1:]
-        now = self.costs.cut(self.n_open)
-        for group in sorted(left, key=lambda group: -self._size(group, now, limits)):
+        groups = np.array(list(left))
+        for group in groups[np.argsort(-self._sizes(groups, limits), kind="stable")].tolist():
             if not self.below(floor):
                 return
             own = left[group]
-            most = _first(lambda k, group=group: not self.fits(limits, group, k), len(own)) - 1  # type: ignore[misc]
-            need = _first(lambda k, group=group: not self.below(floor, group, k), len(own))  # type: ignore[misc]
+            most = _first(lambda k, group=group: ~self.fits(limits, group, k), len(own)) - 1  # type: ignore[misc]
+            need = _first(lambda k, group=group: ~self.below(floor, group, k), len(own))  # type: ignore[misc]
             self._open(group, own[: min(most, need)])
 
     def _by_group(self, units: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
@@ -186,28 +184,30 @@ class _Pattern:
         present, starts = np.unique(groups[order], return_index=True)
         return dict(zip(present.tolist(), np.split(ordered[order], starts[1:]), strict=True)) if len(units) else {}
 
-    def _size(self, group: int, now: Cost, limits: Mapping[Kind, int]) -> float:
-        """How much of the dense cost the next unit of a group adds."""
-        then, dense = self.costs.cut(self._with(group, 1)), self.costs.dense
-        added = ((getattr(then, kind) - getattr(now, kind)) / max(getattr(dense, kind), 1) for kind in limits)
-        return float(max(added))
+    def _sizes(self, groups: NDArray[np.int64], limits: Mapping[Kind, int]) -> NDArray[np.float64]:
+        """How much of the dense cost the next unit of each of these groups adds."""
+        dense = np.array([max(getattr(self.costs.dense, kind), 1) for kind in KINDS])
+        more = np.eye(len(self.n_open), dtype=np.int64)[groups]
+        added = (self.costs.cuts(self.n_open + more) - self.costs.cuts(self.n_open)) / dense
+        largest: NDArray[np.float64] = added[:, [KINDS.index(kind) for kind in limits]].max(-1)
+        return largest
 
-    def _with(self, group: int, more: int) -> NDArray[np.int64]:
-        if not more:
-            return self.n_open
-        n_open: NDArray[np.int64] = self.n_open.copy()
-        n_open[group] += more
-        return n_open
+    def _with(self, group: int, more: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        one = np.zeros_like(self.n_open)
+        one[group] = 1
+        changed: NDArray[np.int64] = self.n_open + np.asarray(more, dtype=np.int64)[..., None] * one
+        return changed
 
     def _open(self, group: int, units: Sequence[int] | NDArray[np.int64]) -> None:
         self.is_open[torch.as_tensor(np.asarray(units, dtype=np.int64))] = True
         self.n_open[group] += len(units)
 
 
-def _fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> bool:
-    """Whether a model with so many units of each group, ``(G,)``, is within the limits."""
-    cost = costs.cut(n_open)
-    return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
+def _within(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> NDArray[np.bool_]:
+    """Whether models with so many units of each group, ``(..., G)``, are within the limits."""
+    kinds = [KINDS.index(kind) for kind in limits]
+    within: NDArray[np.bool_] = np.all(costs.cuts(n_open)[..., kinds] <= np.array(list(limits.values())), axis=-1)
+    return within
 
 
 def _movable(costs: CostModel, scores: Tensor, limits: Mapping[Kind, int]) -> Tensor:
@@ -218,23 +218,20 @@ def _movable(costs: CostModel, scores: Tensor, limits: Mapping[Kind, int]) -> Te
     return scores.isfinite() & torch.from_numpy(priced).to(scores.device)[costs.segment_on(scores.device)]
 
 
-def _first(holds: Callable[[int], bool], last: int) -> int:
-    """The first length in [0, last] at which a monotone property holds, by doubling and halving; else last + 1."""
-    if holds(0):
-        return 0
-    low, high = 0, 1
-    while high < last and not holds(high):
-        low, high = high, 2 * high
-    high = min(high, last)
-    if high <= low or not holds(high):
-        return last + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+def _first(holds: Callable[[NDArray[np.int64]], NDArray[np.bool_]], last: int) -> int:
+    """The first length in [0, last] at which a monotone property holds, many lengths tried at once; else last + 1."""
+    low, high = 0, last + 1
+    doubling = 2 ** np.arange(max(last, 1).bit_length() + 1) - 1
+    lengths = np.unique(np.minimum(doubling, last))
+    while True:
+        found = holds(lengths)
+        if found.any():
+            high = int(lengths[found.argmax()])
+        if not found.all():
+            low = int(lengths[~found][-1]) + 1
+        if low >= high:
+            return high
+        lengths = np.unique(np.linspace(low, high - 1, min(high - low, WIDE)).astype(np.int64))
 
 
 def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
