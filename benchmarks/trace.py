@@ -158,9 +158,21 @@ def _prepared() -> None:
     _declare_torchvision_operators()
 
 
+def _warmed(*, both: bool) -> None:
+    """What is loaded at a first use is not the time of a trace."""
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 2))
+    built = model, {"args": (torch.randn(2, 3, 8, 8),), "kwargs": {}}
+    _ours(built)
+    if both:
+        _theirs(built)
+
+
 def child(task: str, name: str, device: str, rounds: int) -> None:
     """What one process measures; one JSON line for each measurement."""
     _prepared()
+    _warmed(both=task == "pair")
     if task == "pair":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for _ in range(rounds):
@@ -234,6 +246,10 @@ def pair(name: str, rounds: int, limit: float) -> dict[str, Any]:
     return {"device": "meta", "measured": found, "failed": tried, **({"ours_failed": why} if why else {})}
 
 
+def _record() -> dict[str, Any]:
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {"pairs": {}, "depth": {}}
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "rounds": len(values)}
 
@@ -284,26 +300,22 @@ def page(record: dict[str, Any]) -> str:
         shallow, deep = seconds(measured, depth="shallow"), seconds(measured, depth="deep")
         ratio = statistics.median(b / a for a, b in zip(shallow, deep, strict=True))
         lines.append(f"| {name} | {_shown(shallow)} | {_shown(deep)} | {ratio:.2f} |")
-    large = record["large"]
-    lines += [
-        "",
-        "## A large model",
-        "",
-        f"{LARGE} (32 layers, hidden size 4096, on `meta`), in a process of its own: {large['seconds']:.1f} s of the",
-        f"processor, {large['wall']:.1f} s on the clock,",
-        f"{large['groups']} groups; resident memory {large['before_mb']:.0f} MB before the trace, with all loaded, and",
-        f"{large['peak_mb']:.0f} MB at its peak.",
-        "",
-        f"Load of the machine at the start: {record['load']:.1f} on {record['cores']} cores. Made with {made}.",
-        "",
-    ]
-    return "\n".join(lines)
+    if large := record.get("large"):
+        lines += [
+            "",
+            "## A large model",
+            "",
+            f"{LARGE} (32 layers, hidden size 4096, on `meta`), in its own process: {large['seconds']:.1f} s of the",
+            f"processor, {large['groups']} groups; resident memory {large['before_mb']:.0f} MB before it, with all",
+            f"loaded, and {large['peak_mb']:.0f} MB at its peak.",
+        ]
+    return "\n".join([*lines, "", f"Made with {made}.", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=150, help="seconds for one trace")
+    parser.add_argument("--limit", type=float, default=300, help="seconds on the clock for one trace")
     parser.add_argument("--only", nargs="*", help="parts of names")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--child", choices=("pair", "ours", "depth", "large"), help=argparse.SUPPRESS)
@@ -315,28 +327,33 @@ def main() -> None:
         return
     from secateur.recipes.record import write_text
 
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"pairs": {}, "depth": {}}
-    if not args.page:
+    def keep(part: str, name: str, found: Any) -> None:
+        """Into the record at once, beside what others may have put there."""
+        print(name, found, flush=True)
+        record = _record()
+        if name:
+            record[part][name] = found
+        else:
+            record[part] = found
         packages = ("torch", "torch-pruning", "transformers", "torchvision")
         record["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-        record["load"], record["cores"] = os.getloadavg()[0], os.cpu_count()
-
-        def wanted(name: str) -> bool:
-            return not args.only or any(part in name for part in args.only)
-
-        for name in filter(wanted, PAIRS):
-            record["pairs"][name] = pair(name, args.rounds, args.limit)
-            print(name, record["pairs"][name], flush=True)
-        for name in filter(wanted, DEEPER):
-            record["depth"][name], why = measured("depth", name, "meta", args.rounds, args.limit)
-            print(name, record["depth"][name], why, flush=True)
-        if wanted(LARGE):
-            found, why = measured("large", LARGE, "meta", 1, args.limit)
-            record["large"] = found[0] if found else {"failed": why}
-            print(LARGE, record["large"], flush=True)
         RECORD.parent.mkdir(exist_ok=True)
         write_text(RECORD, json.dumps(record, indent=1) + "\n")
-    write_text(PAGE, page(record))
+
+    def wanted(name: str) -> bool:
+        return not args.page and (not args.only or any(part in name for part in args.only))
+
+    for name in filter(wanted, PAIRS):
+        keep("pairs", name, pair(name, args.rounds, args.limit))
+    for name in filter(wanted, DEEPER):
+        found, why = measured("depth", name, "meta", args.rounds, args.limit)
+        if not why:
+            keep("depth", name, found)
+    if wanted(LARGE):
+        found, why = measured("large", LARGE, "meta", 1, args.limit)
+        if not why:
+            keep("large", "", found[0])
+    write_text(PAGE, page(_record()))
 
 
 if __name__ == "__main__":
