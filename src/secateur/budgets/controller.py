@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur.budgets.costs import KINDS, CostModel, Kind
-from secateur.budgets.projection import flips
+from secateur.budgets.projection import flips, settled
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
@@ -28,6 +28,12 @@ LOSS_MEMORY = 10
 LEAST_PUSH = 0.05
 #: Largest push: a single unit of a hundredth of the cost then weighs ten times as much as the loss.
 LARGEST_PUSH = 1e3
+#: Largest push where the size of the loss is not told, and may be a thousand.
+LARGEST_UNTOLD = 1e6
+#: The loss counts as at least this share of its largest running mean: pressure does not fade where a loss is nearly 0.
+LEAST_SCALE = 0.01
+#: How near to the target the fixed gates are to land, as a share of it, where units are small enough.
+NEAR = 0.05
 #: What is divided by, or has its logarithm taken, is at least this.
 SMALLEST = 1e-9
 
@@ -153,6 +159,7 @@ class Controller:
         self._integral: dict[Kind, float] = dict(self.prices)
         self._start: dict[Kind, float] = {}
         self._scale: float | None = None
+        self._peak = 0.0
         self._losses: list[float] = []
         self._weights: Tensor | None = None
         self._costs_now = (costs.dense, costs.dense)
@@ -186,7 +193,7 @@ class Controller:
         Raises:
             BudgetError: the task loss is not finite; nothing was changed.
         """
-        scale = self._scale
+        scale = self._scale if self._scale is None else max(self._scale, LEAST_SCALE * self._peak)
         if task_loss is not None:
             size = abs(float(task_loss.detach()))
             if not math.isfinite(size):
@@ -237,7 +244,7 @@ class Controller:
                 " are unchanged. The gates' parameters have diverged: lower gate_lr and start from the last checkpoint"
             )
         if scores is None:
-            scores = prob_open.masked_fill(prob_open == 1.0, math.inf)
+            scores = prob_open.clamp(min=SMALLEST).log().masked_fill(prob_open == 1.0, math.inf)
         exact = self.costs.exact(fixed_open)
         if not self._start:
             self._start = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
@@ -246,6 +253,7 @@ class Controller:
         if self._losses:
             mean = sum(self._losses) / len(self._losses)
             self._scale = mean if self._scale is None else self._scale + (mean - self._scale) / LOSS_MEMORY
+            self._peak = max(self._peak, self._scale)
             self._losses.clear()
         self._ascend(values)
         self._steer(exact, fixed_open, scores)
@@ -261,6 +269,7 @@ class Controller:
             "worst": self._worst,
             "start": dict(self._start),
             "scale": self._scale,
+            "peak": self._peak,
             "weights": None if self._weights is None else self._weights.clone(),
             "costs": [[cost.params, cost.macs] for cost in self._costs_now],
         }
@@ -278,7 +287,7 @@ class Controller:
             )
         self.steps, self.push, self._worst = int(state["steps"]), float(state["push"]), state["worst"]
         self.prices, self._integral = dict(state["prices"]), dict(state["integral"])
-        self._start, self._scale = dict(state["start"]), state["scale"]
+        self._start, self._scale, self._peak = dict(state["start"]), state["scale"], state["peak"]
         self._weights = None if state["weights"] is None else state["weights"].clone()
         expected, exact = (Cost(*pair) for pair in state["costs"])
         self._costs_now = expected, exact
@@ -302,8 +311,12 @@ class Controller:
         control = self.control
         if not control.push_growth:
             return
+        n_open = self.costs.n_open(is_open)
+        # The fewer units a group has left, the dearer they are: shares of the cost move alike, not counts.
+        scarce = np.log(np.asarray(self.costs.sizes) / np.maximum(n_open, 1))
+        scores = scores + torch.from_numpy(scarce).to(scores)[self.costs.segment_on(scores.device)]
         weights, off = self._misplaced(exact, is_open, scores)
-        for group in np.flatnonzero(self.costs.n_open(is_open) < self.costs.floor).tolist():
+        for group in np.flatnonzero(n_open < self.costs.floor).tolist():
             own = torch.nonzero(self.costs.segment_on(scores.device) == group).flatten()
             weights[own[scores[own].argmax()]] = -1.0
         falling = self.hold < self.steps < self.hold + self.ramp
@@ -313,7 +326,8 @@ class Controller:
             allowed += control.lag * max(fall, 0.0) / self.ramp
         size = min(max(off / allowed - 1.0, -1.0), 1.0)
         growth = (0.5 if falling else 1.0) * control.push_growth if size > 0.0 else control.push_decay
-        self.push = min(max(self.push * (1.0 + growth * size), LEAST_PUSH), LARGEST_PUSH)
+        largest = LARGEST_UNTOLD if self._scale is None else LARGEST_PUSH
+        self.push = min(max(self.push * (1.0 + growth * size), LEAST_PUSH), largest)
         self._weights = min(max(off / allowed, 1.0), control.push_gain) * self.push * weights
 
     def _misplaced(self, exact: Cost, is_open: Tensor, scores: Tensor) -> tuple[Tensor, float]:
@@ -338,4 +352,6 @@ class Controller:
 
     def _to_flip(self, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], *, closing: bool) -> Tensor:
         found = flips(self.costs, scores, is_open, limits, closing=closing)
+        if self.steps >= self.hold + self.ramp and (len(found) or not closing):
+            found = settled(self.costs, scores, is_open, limits, found, closing=closing, near=NEAR)
         return torch.from_numpy(found).to(scores.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.budgets.costs import KINDS, CostModel, Kind
 from secateur.errors import BudgetError
 
-__all__ = ["flips", "project_onto"]
+__all__ = ["flips", "project_onto", "settled"]
 
 #: Lengths that a search tries at once.
 WIDE = 16
@@ -70,6 +70,57 @@ def flips(
             return chosen
         look *= 8
     return found
+
+
+def settled(
+    costs: CostModel,
+    scores: Tensor,
+    is_open: Tensor,
+    limits: Mapping[Kind, int],
+    move: NDArray[np.int64],
+    *,
+    closing: bool,
+    near: float,
+) -> NDArray[np.int64]:
+    """What `flips` found, with the last unit exchanged where it is too large for the costs to land near the limits.
+
+    Closing: where the last unit takes all costs below the limits by more than ``near`` (a share of them), the
+    lowest-scored unit of another group that does not takes its place; without one the last unit stays open if the
+    costs are over by at most ``near`` then. Opening: where the costs stay below by more, the highest-scored unit
+    follows that brings them near, or else one that fits.
+    """
+    step = -1 if closing else 1
+    first = move[:-1] if closing else move
+    segment = costs.segment_on(scores.device)
+    n_first = costs.n_open(is_open) + step * np.bincount(costs.segment.numpy()[first], minlength=len(costs.sizes))
+
+    def lands(n_open: NDArray[np.int64]) -> bool:
+        cost = costs.cut(n_open)
+        return _fits(costs, n_open, limits) and any(getattr(cost, k) >= (1.0 - near) * v for k, v in limits.items())
+
+    def one_more(group: int) -> NDArray[np.int64]:
+        n_open: NDArray[np.int64] = n_first.copy()
+        n_open[group] += step
+        return n_open
+
+    if lands(one_more(int(costs.segment[move[-1]]))) if closing else lands(n_first):
+        return move
+    movable = _movable(costs, scores, limits) & (is_open if closing else ~is_open)
+    movable[torch.from_numpy(move).to(scores.device)] = False
+    ranking = scores.detach().masked_fill(~movable, torch.inf if closing else -torch.inf)
+    best = ranking.new_full((len(costs.sizes),), torch.inf if closing else -torch.inf)
+    best = best.scatter_reduce(0, segment, ranking, "amin" if closing else "amax").cpu()
+    alive = n_first > costs.floor if closing else n_first >= np.maximum(costs.floor, 1)
+    order = [g for g in best.argsort(descending=not closing).tolist() if alive[g] and bool(best[g].isfinite())]
+    chosen = next((g for g in order if lands(one_more(g))), None)
+    if chosen is None and not closing:
+        chosen = next((g for g in order if _fits(costs, one_more(g), limits)), None)
+    if chosen is None:
+        cost = costs.cut(n_first)
+        close_by = closing and all(getattr(cost, kind) <= (1.0 + near) * limit for kind, limit in limits.items())
+        return first if close_by else move
+    unit = torch.nonzero((ranking == best[chosen].to(ranking)) & (segment == chosen))[0]
+    return np.append(first, int(unit))
 
 
 def project_onto(
