@@ -96,7 +96,7 @@ def settled(
 
     def lands(n_open: NDArray[np.int64]) -> bool:
         cost = costs.cut(n_open)
-        return _fits(costs, n_open, limits) and any(getattr(cost, k) >= (1.0 - near) * v for k, v in limits.items())
+        return bool(_within(costs, n_open, limits)) and any(getattr(cost, k) >= (1.0 - near) * v for k, v in limits.items())
 
     def one_more(group: int) -> NDArray[np.int64]:
         n_open: NDArray[np.int64] = n_first.copy()
@@ -114,7 +114,7 @@ def settled(
     order = [g for g in best.argsort(descending=not closing).tolist() if alive[g] and bool(best[g].isfinite())]
     chosen = next((g for g in order if lands(one_more(g))), None)
     if chosen is None and not closing:
-        chosen = next((g for g in order if _fits(costs, one_more(g), limits)), None)
+        chosen = next((g for g in order if bool(_within(costs, one_more(g), limits))), None)
     if chosen is None:
         cost = costs.cut(n_first)
         close_by = closing and all(getattr(cost, kind) <= (1.0 + near) * limit for kind, limit in limits.items())
