@@ -96,7 +96,9 @@ def settled(
 
     def lands(n_open: NDArray[np.int64]) -> bool:
         cost = costs.cut(n_open)
-        return bool(_within(costs, n_open, limits)) and any(getattr(cost, k) >= (1.0 - near) * v for k, v in limits.items())
+        return bool(_within(costs, n_open, limits)) and any(
+            getattr(cost, k) >= (1.0 - near) * v for k, v in limits.items()
+        )
 
     def one_more(group: int) -> NDArray[np.int64]:
         n_open: NDArray[np.int64] = n_first.copy()
