@@ -1,12 +1,16 @@
 """The training loop: its length, its rates, its order of examples."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import secateur as sc
+from secateur.recipes.checkpoint import Checkpoint
 from secateur.recipes.data import Images
-from secateur.recipes.train import Epoch, Phase, train
+from secateur.recipes.train import Epoch, Objective, Phase, train
 
 
 @pytest.fixture
@@ -81,3 +85,76 @@ def test_the_weights_rate_falls_to_nothing_and_the_gates_stays(images: Images, m
     assert list(weights) == sorted(weights, reverse=True)
     assert weights[-1] < 0.01 * weights[0]
     assert set(gates) == {0.07}
+
+
+class KilledError(Exception):
+    """A run that was stopped from outside."""
+
+
+@pytest.mark.parametrize("method", [None, "hard-concrete", "arm", "magnitude"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_killed_training_goes_on_bit_for_bit(images: Images, tmp_path: Path, method: str | None, optimizer: str):
+    phase = Phase("one", epochs=5, batch=20, lr=0.02, gate_lr=0.05, seed=3, optimizer=optimizer, average=0.9)
+    dropping = Objective(lambda model, index: F.cross_entropy(model(F.dropout(images.x[index], 0.2)), images.y[index]))
+
+    def trained(file: str, killed_after: int) -> tuple[list[torch.Tensor], tuple[Epoch, ...]]:
+        model = net()
+        pruner = None
+        if method is not None:
+            budget = None if method == "magnitude" else sc.Budget(keep_params=0.5, steps=15)
+            pruner = sc.attach(model, examples=(images.x[:2],), method=method, budget=budget)
+
+        def watch(epoch: Epoch) -> None:
+            if epoch.number == killed_after:
+                raise KilledError
+
+        epochs = train(
+            model,
+            images,
+            phase,
+            watch,
+            pruner,
+            objective=dropping,
+            error=lambda model: next(iter(model.parameters())).sum().item(),
+            checkpoint=Checkpoint(tmp_path / file),
+        )
+        return [tensor.clone() for tensor in model.state_dict().values()], epochs
+
+    whole, epochs = trained("whole.pt", 0)
+    with pytest.raises(KilledError):
+        trained("killed.pt", 3)
+    torch.rand(7)  # what else drew numbers in between
+    resumed, again = trained("killed.pt", 0)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert epochs == again
+    assert len(again) == 5
+    assert trained("killed.pt", 0)[1] == epochs  # a finished one is not trained again
+
+
+def test_rates_warm_up_fall_along_a_cosine_or_drop_at_milestones():
+    cosine = Phase("a", epochs=10, batch=10, lr=1.0, warm_up=0.1)
+    assert [cosine.rate(step, 100) for step in (0, 4, 9, 10, 55, 100)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+    drops = Phase("b", epochs=10, batch=10, lr=1.0, milestones=(6, 8), drop=0.2)
+    assert [drops.rate(step, 100) for step in (0, 59, 60, 80)] == pytest.approx([1.0, 1.0, 0.2, 0.04])
+
+
+def test_the_average_ends_the_phase_and_is_what_is_measured(images: Images):
+    seen: list[float] = []
+    model = net()
+
+    def first(model: nn.Module) -> float:
+        seen.append(next(iter(model.parameters())).sum().item())
+        return seen[-1]
+
+    phase = Phase("dense", epochs=3, batch=20, lr=0.1, average=0.8)
+    train(model, images, phase, lambda epoch: None, error=first)
+    assert next(iter(model.parameters())).sum().item() == seen[-1]
+
+
+def test_a_term_beside_the_loss_is_minimised_too(images: Images):
+    model = net()
+    weight = next(iter(model.parameters()))
+    shrinking = Objective(lambda model, index: 0 * model(images.x[index]).sum(), lambda: weight.square().sum())
+    before = weight.square().sum().item()
+    train(model, images, Phase("dense", epochs=5, batch=20, lr=0.02), lambda epoch: None, objective=shrinking)
+    assert weight.square().sum().item() < before
