@@ -15,7 +15,12 @@ class Polynomials:
     axes: tuple[Axis, ...]
     param_terms: tuple[Term, ...]
     mac_terms: tuple[Term, ...]
+    latency_terms: tuple[Term, ...] = ()
     frozen: tuple[Frozen, ...] = ()
+
+    @property
+    def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...], tuple[Term, ...]]:
+        return self.param_terms, self.mac_terms, self.latency_terms
 
 
 def group(size: int, name: str = "g") -> Group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,13 @@ from secateur.errors import BudgetError
 from secateur.structure.groups import Axis, Cost, Frozen, Term
 
 DENSE = Cost(params=1000, macs=50_000)
+TIMED = Cost(params=1000, macs=50_000, latency=2_000_000)
+
+
+def timed() -> Polynomials:
+    """Ten units that take 3,000.7 ns each beside 10,000.25 ns that stay, 40,007 ns in all."""
+    structure = Polynomials((group(10, "hidden"),), (Axis(0, ((0, 1),)),), (Term(7.0, (0,), "fc.weight"),), ())
+    return replace(structure, latency_terms=(Term(10_000.25, (), "stem"), Term(3000.7, (0,), "fc")))
 
 
 @pytest.mark.parametrize(
@@ -27,10 +35,63 @@ DENSE = Cost(params=1000, macs=50_000)
         (Budget(keep_macs=0.3), {"macs": 15_000}),
         (Budget(keep_params=0.2, keep_macs=9999), {"params": 200, "macs": 9999}),
         (Budget(keep_params=0.0019), {"params": 1}),
+        (Budget(latency=0.25), {"latency": 500_000}),
+        (Budget(latency_ms=1.5), {"latency": 1_500_000}),
+        (Budget(latency_ms=2), {"latency": 2_000_000}),
+        (Budget(keep_macs=0.3, latency=1), {"macs": 15_000, "latency": 2_000_000}),
     ],
 )
 def test_targets_are_shares_or_numbers(budget: Budget, targets: dict[Kind, int]) -> None:
-    assert budget.targets(DENSE) == targets
+    assert budget.targets(TIMED) == targets
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latency": 1.5}, r"latency=1.5, expected a share in \(0, 1\]; for milliseconds say latency_ms="),
+        ({"latency": True}, "latency=True"),
+        ({"latency_ms": 0.0}, "latency_ms=0.0, expected milliseconds, over 0"),
+        ({"latency_ms": math.inf}, "latency_ms=inf"),
+        ({"latency": 0.5, "latency_ms": 1.0}, "both say the latency"),
+    ],
+)
+def test_wrong_latencies_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        Budget(**settings)
+
+
+def test_a_latency_needs_a_model_of_it() -> None:
+    with pytest.raises(BudgetError, match=r"no model of it is there; measure one by sc\.latency_model"):
+        Budget(latency=0.5).targets(DENSE)
+    with pytest.raises(BudgetError, match=r"no model of it is there; measure one by sc\.latency_model"):
+        Penalty(0.1, unit="density", kind="latency").start(CostModel(replace(timed(), latency_terms=())))
+    with pytest.raises(BudgetError, match="latency_ms=3, but the dense model has only 2 ms as predicted"):
+        Budget(latency_ms=3).targets(TIMED)
+
+
+def test_a_latency_is_met_as_other_costs_are() -> None:
+    costs = CostModel(timed())
+    assert (costs.dense, costs.least) == (Cost(70, 0, 40_007), Cost(7, 0, 13_001))
+    scores, everything = torch.arange(10.0), torch.ones(10, dtype=torch.bool)
+    found = project(costs, scores, everything, Budget(latency=0.5))
+    assert found.tolist() == [False] * 7 + [True] * 3
+    assert costs.exact(found) == Cost(21, 0, 19_002)
+    chances = torch.full((10,), 0.5, dtype=torch.float64, requires_grad=True)
+    value = Penalty(2.0, unit="density", kind="latency").start(costs).loss(chances)
+    assert value.item() == pytest.approx(2.0 * (10_000.25 + 5 * 3000.7) / 40_007)
+    controller = Budget(latency_ms=0.02, steps=1, hold=0, ramp=0).start(costs)
+    for _ in range(3):
+        controller.step(chances.detach(), everything, scores=scores)
+    (pull,) = torch.autograd.grad(controller.loss(chances), chances)
+    assert (pull[:7] > pull[7:].max()).all()
+    assert controller.exact.latency == 40_007
+    with pytest.raises(BudgetError, match=r"0\.01 ms latency .* cannot be reached: .* 0\.013 ms remain .* in stem"):
+        Budget(latency_ms=0.01).start(costs)
+
+
+def test_counts_stay_whole_beside_a_fractional_latency() -> None:
+    large = Polynomials((group(3, "g"),), (Axis(1, ((0, 2**40),)),), (Term(3.0, (0,), "w"),), ())
+    assert CostModel(replace(large, latency_terms=(Term(0.3, (0,), "w"),))).dense.params == 3 * (3 * 2**40 + 1)
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.5, 0, -3, math.nan, math.inf, True, "0.1"])
@@ -171,7 +232,7 @@ def test_a_penalty_displays_costs_and_has_no_state() -> None:
         ({"weight": 1.0, "n_examples": 0}, "n_examples=0"),
         ({"weight": 1.0, "unit": "density", "n_examples": 5}, "has no meaning"),
         ({"weight": 1.0, "unit": "flops", "n_examples": 5}, "unit='flops'"),
-        ({"weight": 1.0, "unit": "density", "kind": "latency"}, "kind='latency'"),
+        ({"weight": 1.0, "unit": "density", "kind": "bytes"}, "kind='bytes'"),
     ],
 )
 def test_wrong_penalties_are_refused(settings: dict[str, Any], message: str) -> None:

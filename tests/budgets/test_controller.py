@@ -151,7 +151,7 @@ def test_loss_is_the_lagrangian_and_its_gradient() -> None:
     loss = controller.loss(torch.sigmoid(logits), task_loss=task)
     expected = costs.expected_vector(torch.sigmoid(logits))
     prices = torch.tensor([controller.prices["params"], controller.prices["macs"]], dtype=torch.float64)
-    naive = 2.5 * (prices * (expected / torch.tensor([5.0, 42.0])).log()).sum()
+    naive = 2.5 * (prices * (expected[:2] / torch.tensor([5.0, 42.0])).log()).sum()
     assert loss.item() == pytest.approx(naive.item())
     (got,) = torch.autograd.grad(loss, logits)
     (wanted,) = torch.autograd.grad(naive, logits)

@@ -26,14 +26,15 @@ def polynomials(draw: st.DrawFn) -> Polynomials:
     axes = draw(st.lists(st.builds(Axis, st.integers(0, 2), entries), min_size=1, max_size=4))
     factors = st.lists(st.integers(0, len(axes) - 1), max_size=3).map(tuple)
     terms = st.lists(st.builds(Term, st.integers(0, 4).map(float), factors, st.just("t")), max_size=4).map(tuple)
-    return Polynomials(tuple(group(s, f"g{i}") for i, s in enumerate(sizes)), tuple(axes), draw(terms), draw(terms))
+    groups = tuple(group(s, f"g{i}") for i, s in enumerate(sizes))
+    return Polynomials(groups, tuple(axes), draw(terms), draw(terms), draw(terms))
 
 
-def counted(structure: Polynomials, n_open: list[int]) -> tuple[int, int]:
+def counted(structure: Polynomials, n_open: list[int]) -> tuple[int, ...]:
     """The definition, in Python integers."""
     sizes = [axis.fixed + sum(m * n_open[g] for g, m in axis.per_group) for axis in structure.axes]
     totals = []
-    for terms in (structure.param_terms, structure.mac_terms):
+    for terms in structure.terms:
         total = 0
         for term in terms:
             product = int(term.coefficient)
@@ -41,14 +42,14 @@ def counted(structure: Polynomials, n_open: list[int]) -> tuple[int, int]:
                 product *= sizes[axis]
             total += product
         totals.append(total)
-    return totals[0], totals[1]
+    return tuple(totals)
 
 
 def enumerated(structure: Polynomials, chances: Tensor) -> Tensor:
     """Expectation over all patterns of independent units."""
     sizes = [g.size for g in structure.groups]
     starts = list(itertools.accumulate(sizes, initial=0))
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(len(KINDS), dtype=torch.float64)
     for pattern in itertools.product((0, 1), repeat=sum(sizes)):
         weight = 1.0
         for bit, chance in zip(pattern, chances.tolist(), strict=True):
@@ -124,13 +125,13 @@ def test_a_convolutional_network_counted_by_hand() -> None:
     assert costs.exact(is_open) == Cost(params=2 * 30 + 9 * 2 * 3 + 11 * 3 + 10, macs=64 * 27 * 2 + 64 * 9 * 6 + 30)
     assert costs.least == Cost(params=30 + 9 + 11 + 10, macs=64 * 27 + 64 * 9 + 10)
     assert costs.exact(torch.zeros(9, dtype=torch.bool)) == costs.least
-    assert costs.largest_term == {"params": "conv1.weight", "macs": "conv1"}
+    assert costs.largest_term == {"params": "conv1.weight", "macs": "conv1", "latency": ""}
 
 
 def test_groups_without_gates_enter_with_chance_one() -> None:
     costs = CostModel(convolutional())
     chances = torch.ones(9, dtype=torch.float64)
-    assert costs.expected_vector(chances).tolist() == [costs.dense.params, costs.dense.macs]
+    assert costs.expected_vector(chances).tolist() == [costs.dense.params, costs.dense.macs, 0.0]
 
 
 def test_counts_beyond_the_reach_of_floats_are_exact() -> None:
@@ -183,7 +184,7 @@ def test_the_number_of_operators_does_not_grow_with_the_network() -> None:
 def test_no_groups_at_all() -> None:
     costs = CostModel(Polynomials((), (), (Term(12.0, (), "fc"),), ()))
     assert costs.dense == costs.least == Cost(12, 0)
-    assert costs.expected_vector(torch.ones(0)).tolist() == [12.0, 0.0]
+    assert costs.expected_vector(torch.ones(0)).tolist() == [12.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(8), torch.ones(9, 1), torch.ones(())])

@@ -15,7 +15,7 @@ from secateur.structure.groups import Axis, Term
 @settings(max_examples=50)
 @given(structure=polynomials(), data=st.data())
 def test_many_patterns_at_once(structure: Polynomials, data: st.DataObject) -> None:
-    counting = Counting(structure.axes, [structure.param_terms, structure.mac_terms])
+    counting = Counting(structure.axes, structure.terms)
     width = st.lists(st.integers(0, 50), min_size=len(structure.groups), max_size=len(structure.groups))
     patterns = data.draw(st.lists(width, min_size=1, max_size=4))
     found = counting(np.array(patterns, dtype=np.int64))

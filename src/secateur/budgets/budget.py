@@ -21,6 +21,13 @@ __all__ = ["Budget", "Control", "Controller", "Penalty", "PenaltyTerm", "project
 #: Optimizer steps that the schedule's fractions are of where the length of the training is not told: with the default
 #: fractions the target stands after 300 steps.
 UNTOLD_STEPS = 500
+#: Nanoseconds, which a cost counts in, in a millisecond, which users read.
+NANOSECONDS = 1e6
+
+_NO_LATENCY = (
+    "a latency is asked for, and no model of it is there; measure one by sc.latency_model(model, structure,"
+    " examples=...) and give it to sc.attach(..., latency=...)"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,9 @@ class Budget:
     Args:
         keep_params: share of the parameters, in (0, 1], or their number, an int over 1.
         keep_macs: share of the multiply-accumulates of one forward pass, in (0, 1], or their number, an int over 1.
+        latency: share of the dense model's latency as a latency model predicts it, in (0, 1]; needs
+            ``sc.attach(..., latency=sc.latency_model(...))``.
+        latency_ms: that latency in milliseconds, over 0, instead of a share.
         equality: True (default): gates that close by themselves below every target are opened again, so that the size
             stated is the size had. False: a target is an upper bound only.
         steps: optimizer steps of the whole training. Without it the schedule is one for short trainings: tell it,
@@ -65,6 +75,8 @@ class Budget:
 
     keep_params: float | None = None
     keep_macs: float | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
     equality: bool = True
     steps: int | None = None
     hold: float = 0.1
@@ -73,13 +85,7 @@ class Budget:
     control: Control = field(default_factory=Control)
 
     def __post_init__(self) -> None:
-        problems = [
-            f"keep_{kind}={keep!r}, expected a share in (0, 1] or an absolute number as an int over 1"
-            for kind, keep in self._wanted.items()
-            if not _is_share(keep) and not _is_number(keep)
-        ]
-        if not self._wanted:
-            problems.append("no target; say keep_params=, keep_macs= or both, for example keep_params=0.1")
+        problems = self._size_problems()
         if self.steps is not None and not (_is_int(self.steps) and self.steps >= 1):
             problems.append(f"steps={self.steps!r}, expected the number of optimizer steps, an int of at least 1")
         for name in ("hold", "ramp"):
@@ -106,19 +112,24 @@ class Budget:
         return int(hold), int(ramp)
 
     def targets(self, dense: Cost) -> dict[Kind, int]:
-        """Cost to end at by kind, for a model of that dense cost.
+        """Cost to end at by kind, for a model of that dense cost; latency in nanoseconds.
 
         Raises:
-            BudgetError: an absolute number is above the dense cost.
+            BudgetError: an absolute number is above the dense cost, or a latency is asked for and there is no model
+                of it.
         """
         found: dict[Kind, int] = {}
         for kind, keep in self._wanted.items():
             whole = getattr(dense, kind)
+            if kind == "latency" and not whole:
+                raise BudgetError(f"Budget: {_NO_LATENCY}")
             found[kind] = math.floor(keep * whole * (1 + 1e-12)) if _is_share(keep) else int(keep)
             if found[kind] > whole:
+                asked, has = f"keep_{kind}={keep}", f"{whole}"
+                if kind == "latency":
+                    asked, has = f"latency_ms={self.latency_ms}", f"{whole / NANOSECONDS:.4g} ms as predicted"
                 raise BudgetError(
-                    f"Budget: keep_{kind}={keep}, but the dense model has only {whole}; ask for less, or for a share in"
-                    " (0, 1]"
+                    f"Budget: {asked}, but the dense model has only {has}; ask for less, or for a share in (0, 1]"
                 )
         return found
 
@@ -133,9 +144,33 @@ class Budget:
         hold, ramp = self.schedule
         return Controller(costs, targets, hold=hold, ramp=ramp, equality=self.equality, control=self.control)
 
+    def _size_problems(self) -> list[str]:
+        """What is wrong with the targets."""
+        sizes = {"keep_params": self.keep_params, "keep_macs": self.keep_macs}
+        problems = [
+            f"{name}={keep!r}, expected a share in (0, 1] or an absolute number as an int over 1"
+            for name, keep in sizes.items()
+            if keep is not None and not _is_share(keep) and not _is_number(keep)
+        ]
+        if self.latency is not None and not _is_share(self.latency):
+            problems.append(f"latency={self.latency!r}, expected a share in (0, 1]; for milliseconds say latency_ms=")
+        if self.latency_ms is not None and not (_is_real(self.latency_ms) and 0.0 < self.latency_ms < math.inf):
+            problems.append(f"latency_ms={self.latency_ms!r}, expected milliseconds, over 0")
+        if self.latency is not None and self.latency_ms is not None:
+            problems.append("latency= and latency_ms= both say the latency; leave one out")
+        if all(size is None for size in (*sizes.values(), self.latency, self.latency_ms)):
+            problems.append("no target; say keep_params=, keep_macs=, latency= or several, for example keep_params=0.1")
+        return problems
+
     @property
     def _wanted(self) -> dict[Kind, float]:
-        return {kind: keep for kind in KINDS if (keep := getattr(self, f"keep_{kind}")) is not None}
+        nanoseconds = None if self.latency_ms is None else max(int(self.latency_ms * NANOSECONDS), 2)
+        wanted: dict[Kind, float | None] = {
+            "params": self.keep_params,
+            "macs": self.keep_macs,
+            "latency": self.latency if nanoseconds is None else nanoseconds,
+        }
+        return {kind: keep for kind, keep in wanted.items() if keep is not None}
 
 
 @dataclass(frozen=True)
@@ -149,7 +184,7 @@ class Penalty:
         weight: lambda, >= 0.
         unit: ``"count/N"`` or ``"density"``.
         n_examples: N, the number of training examples; needed for ``"count/N"`` only.
-        kind: ``"params"`` or ``"macs"``.
+        kind: ``"params"``, ``"macs"`` or ``"latency"`` (nanoseconds, by ``sc.attach(..., latency=...)``).
 
     Raises:
         BudgetError: a setting is outside its range, or N is missing or superfluous.
@@ -187,7 +222,13 @@ class Penalty:
         return self.weight / (self.n_examples if self.n_examples is not None else max(getattr(dense, self.kind), 1))
 
     def start(self, costs: CostModel) -> PenaltyTerm:
-        """This penalty for one training."""
+        """This penalty for one training.
+
+        Raises:
+            BudgetError: it weighs a latency of which there is no model.
+        """
+        if self.kind == "latency" and not costs.dense.latency:
+            raise BudgetError(f"Penalty: {_NO_LATENCY}")
         return PenaltyTerm(costs, self)
 
 
@@ -275,14 +316,19 @@ def feasible(costs: CostModel, targets: Mapping[Kind, int]) -> dict[Kind, int]:
         least, dense = getattr(costs.least, kind), getattr(costs.dense, kind)
         if target < least:
             problems.append(
-                f"{target} {kind} ({target / dense:.3%} of {dense}) cannot be reached: with one unit left in every"
-                f" group {least} remain ({least / dense:.3%}), most of them {_what_stays(costs, kind)}"
+                f"{_amount(target, kind)} {kind} ({target / dense:.3%} of {_amount(dense, kind)}) cannot be reached:"
+                f" with one unit left in every group {_amount(least, kind)} remain ({least / dense:.3%}), most of them"
+                f" {_what_stays(costs, kind)}"
             )
     if problems:
         raise BudgetError(
             "Budget: " + "; ".join(problems) + ". Raise the budget, or see structure.frozen for what cannot be pruned"
         )
     return dict(targets)
+
+
+def _amount(value: int, kind: Kind) -> str:
+    return f"{value / NANOSECONDS:.4g} ms" if kind == "latency" else str(value)
 
 
 def _what_stays(costs: CostModel, kind: Kind) -> str:
@@ -299,9 +345,13 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_share(value: object) -> bool:
     """A number in (0, 1]; the integer 1 means all."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 < value <= 1.0
+    return _is_real(value) and 0.0 < value <= 1.0  # type: ignore[operator]
 
 
 def _is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -249,7 +249,7 @@ class Controller:
         if not self._start:
             self._start = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
         self.steps += 1
-        self._costs_now = Cost(round(values["params"]), round(values["macs"])), exact
+        self._costs_now = Cost(*(round(value) for value in values.values())), exact
         if self._losses:
             mean = sum(self._losses) / len(self._losses)
             self._scale = mean if self._scale is None else self._scale + (mean - self._scale) / LOSS_MEMORY
@@ -271,7 +271,7 @@ class Controller:
             "scale": self._scale,
             "peak": self._peak,
             "weights": None if self._weights is None else self._weights.clone(),
-            "costs": [[cost.params, cost.macs] for cost in self._costs_now],
+            "costs": [list(astuple(cost)) for cost in self._costs_now],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

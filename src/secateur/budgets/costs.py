@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates as polynomials of the units that are open: expected, exact, differentiable.
+"""Parameters, multiply-accumulates and latency as polynomials of open units: expected, exact, differentiable.
 
 Index conventions: ``U`` units of all groups in a row, ``G`` groups, ``A`` axes, ``K`` the most axes of one term that
 share a group (1 for most networks, 2 with square recurrent weights), ``N`` blocks, ``M`` monomials.
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "CostModel", "Kind"]
 
-Kind: TypeAlias = Literal["params", "macs"]
+Kind: TypeAlias = Literal["params", "macs", "latency"]
 
-#: What is counted, in the order of every vector of costs.
-KINDS: tuple[Kind, Kind] = ("params", "macs")
+#: What is counted, in the order of every vector of costs, which is that of the fields of `Cost`.
+KINDS: tuple[Kind, ...] = ("params", "macs", "latency")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Tables:
         fixed: ``(N + 1,)``, constant part of each block; the last is the empty product, 1.
         weight: ``(N + 1, K * G)``, product of multiplicities by which a sum over a group enters a block.
         factors: int64 ``(W, M)``, the blocks that each monomial multiplies.
-        coefficients: ``(2, M)``, of parameters and of MACs.
+        coefficients: ``(3, M)``, of parameters, MACs and latency.
         n_groups: G.
         highest: K.
     """
@@ -82,7 +82,7 @@ class CostModel:
     number of layers.
 
     Args:
-        structure: the model's description; its ``groups``, ``axes``, ``param_terms``, ``mac_terms`` are read.
+        structure: the model's description; its ``groups``, ``axes`` and ``terms`` are read.
 
     Attributes:
         dense: cost with every unit open.
@@ -101,7 +101,7 @@ class CostModel:
         >>> hidden = Group("hidden", size=4, members=())  # a linear layer 3 -> 4, then one 4 -> 2, without biases
         >>> weights = (Term(3.0, (0,), "fc1.weight"), Term(2.0, (0,), "fc2.weight"))
         >>> structure = SimpleNamespace(
-        ...     groups=(hidden,), axes=(Axis(0, ((0, 1),)),), param_terms=weights, mac_terms=weights
+        ...     groups=(hidden,), axes=(Axis(0, ((0, 1),)),), terms=(weights, weights, ())
         ... )
         >>> costs = CostModel(structure)
         >>> costs.dense, costs.least
@@ -117,11 +117,13 @@ class CostModel:
         self.sizes: tuple[int, ...] = tuple(group.size for group in structure.groups)
         self.total: int = sum(self.sizes)
         _check(structure)
-        terms = [*structure.param_terms, *structure.mac_terms]
-        owner = np.repeat(np.arange(2), (len(structure.param_terms), len(structure.mac_terms)))
+        terms = [term for kind in structure.terms for term in kind]
+        owner = np.repeat(np.arange(len(KINDS)), [len(kind) for kind in structure.terms])
         self._highest = max((_sharing(term, structure.axes) for term in terms), default=1)
         self._tables = {torch.device("cpu"): _tabulate(structure.axes, terms, owner, self.sizes, self._highest)}
-        self._counting = Counting(structure.axes, [structure.param_terms, structure.mac_terms])
+        # Apart: measured coefficients are no whole numbers, and would take the counts' exactness.
+        self._counting = Counting(structure.axes, structure.terms[:2])
+        self._timing = Counting(structure.axes, structure.terms[2:])
         self.segment: Tensor = self._tables[torch.device("cpu")].segment
         self.dense: Cost = self.count(self.sizes)
         #: units of each group that a cut leaves at least, ``(G,)``
@@ -133,7 +135,7 @@ class CostModel:
 
         Args:
             prob_open: ``(U,)``, chance of each unit to be open; 1 where there is no gate.
-            kind: ``"params"`` or ``"macs"``.
+            kind: ``"params"``, ``"macs"`` or ``"latency"`` (nanoseconds).
 
         Returns:
             A scalar in the precision of ``prob_open`` (at least float32; summed in float64).
@@ -146,13 +148,13 @@ class CostModel:
         return self.expected_vector(prob_open)[KINDS.index(kind)]
 
     def expected_vector(self, prob_open: Tensor) -> Tensor:
-        """Expected parameters and MACs in one go, as :meth:`expected`.
+        """Expected parameters, MACs and latency in one go, as :meth:`expected`.
 
         Args:
             prob_open: ``(U,)``.
 
         Returns:
-            ``(2,)``, parameters and MACs.
+            ``(3,)``, in the order of `KINDS`.
         """
         self._check_units(prob_open)
         dtype = torch.promote_types(prob_open.dtype, torch.float32)
@@ -160,13 +162,13 @@ class CostModel:
         return vector
 
     def slopes(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected parameters and MACs, and how they grow with each unit's chance.
+        """Expected parameters, MACs and latency, and how they grow with each unit's chance.
 
         Args:
             prob_open: ``(U,)``.
 
         Returns:
-            ``(2,)`` and ``(2, U)``, without a graph, in the device's widest precision.
+            ``(3,)`` and ``(3, U)``, without a graph, in the device's widest precision.
         """
         self._check_units(prob_open)
         return _evaluate(self._on(prob_open.device), prob_open.detach())
@@ -188,8 +190,8 @@ class CostModel:
         return self.count(np.maximum(n_open, self.floor))
 
     def cuts(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`cut` of many patterns at once: ``(..., G)`` to parameters and MACs, ``(..., 2)``."""
-        return self._counting(np.maximum(n_open, self.floor))
+        """`cut` of many patterns at once: ``(..., G)`` to costs in the order of `KINDS`, ``(..., 3)``."""
+        return self._counts(np.maximum(n_open, self.floor))
 
     def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
         """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``. Only these numbers leave a device."""
@@ -204,8 +206,7 @@ class CostModel:
 
     def count(self, n_open: Sequence[int] | NDArray[np.int64]) -> Cost:
         """Cost with so many units of each group, ``(G,)`` integers, counted in integers."""
-        params, macs = self._counting(np.asarray(n_open, dtype=np.int64)).tolist()
-        return Cost(params, macs)
+        return Cost(*self._counts(np.asarray(n_open, dtype=np.int64)).tolist())
 
     @cached_property
     def priced(self) -> dict[Kind, NDArray[np.bool_]]:
@@ -218,11 +219,18 @@ class CostModel:
     @cached_property
     def largest_term(self) -> dict[Kind, str]:
         """For each kind the label of the term that costs most in the least model: what keeps it large."""
-        least = self._counting.by_term(self.floor)
-        split = len(self.structure.param_terms)
-        parts = (self.structure.param_terms, least[:split]), (self.structure.mac_terms, least[split:])
-        labels = (terms[int(np.argmax(cost))].label if terms else "" for terms, cost in parts)
+        least = [*self._counting.by_term(self.floor), *self._timing.by_term(self.floor)]
+        labels = []
+        for terms in self.structure.terms:
+            own, least = least[: len(terms)], least[len(terms) :]
+            labels.append(terms[int(np.argmax(own))].label if terms else "")
         return dict(zip(KINDS, labels, strict=True))
+
+    def _counts(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Costs ``(..., 3)`` of so many units of each group ``(..., G)``."""
+        counts = self._counting(n_open)
+        time = self._timing(n_open) if self.structure.terms[2] else np.zeros_like(counts[..., :1])
+        return np.concatenate([counts, time], axis=-1)
 
     def _on(self, device: torch.device) -> _Tables:
         if device not in self._tables:
@@ -245,7 +253,7 @@ def _check(structure: Structure) -> None:
             problems.append(f"axis {position} has a negative count: {axis}")
         if any(not 0 <= group < len(structure.groups) for group, _ in axis.per_group):
             problems.append(f"axis {position} names a group outside 0..{len(structure.groups) - 1}: {axis}")
-    for term in (*structure.param_terms, *structure.mac_terms):
+    for term in (term for kind in structure.terms for term in kind):
         if not term.coefficient >= 0:
             problems.append(f"term {term.label!r} has coefficient {term.coefficient}, expected at least 0")
         if any(not 0 <= axis < len(structure.axes) for axis in term.axes):
@@ -293,7 +301,7 @@ def _tabulate(
     for term, kind in zip(terms, owner, strict=True):
         for partition in _partitions(term.axes, axes):
             factors = tuple(sorted(blocks.setdefault(block, len(blocks)) for block in partition))
-            monomials.setdefault(factors, np.zeros(2))[kind] += term.coefficient
+            monomials.setdefault(factors, np.zeros(len(KINDS)))[kind] += term.coefficient
     fixed = np.ones(len(blocks) + 1)
     weight = np.zeros((len(blocks) + 1, highest * len(sizes)))
     for block, position in blocks.items():
@@ -307,7 +315,9 @@ def _tabulate(
         fixed=torch.from_numpy(fixed),
         weight=torch.from_numpy(weight),
         factors=torch.tensor(padded, dtype=torch.int64).reshape(-1, width).T.contiguous(),
-        coefficients=torch.from_numpy(np.stack([*monomials.values()], axis=1) if monomials else np.zeros((2, 0))),
+        coefficients=torch.from_numpy(
+            np.stack([*monomials.values()], axis=1) if monomials else np.zeros((len(KINDS), 0))
+        ),
         n_groups=len(sizes),
         highest=highest,
     )
@@ -340,20 +350,20 @@ def _horner(polynomial: NDArray[np.float64], at: Tensor) -> Tensor:
 
 
 def _evaluate(tables: _Tables, prob_open: Tensor) -> tuple[Tensor, Tensor]:
-    """Costs ``(2,)`` and their gradients ``(2, U)``: units to group sums, to blocks, to monomials, and back."""
+    """Costs ``(3,)`` and their gradients ``(3, U)``: units to group sums, to blocks, to monomials, and back."""
     cumulants, derivatives = _cumulants(prob_open.to(tables.fixed.dtype), tables.highest)
     empty = tables.fixed.new_zeros(tables.n_groups)
     sums = torch.cat([empty.index_add(0, tables.segment, row) for row in cumulants])
     blocks = torch.addmv(tables.fixed, tables.weight, sums)
     factors = [blocks[row] for row in tables.factors]
-    in_blocks = torch.zeros_like(tables.fixed).expand(2, -1).clone()
+    in_blocks = torch.zeros_like(tables.fixed).expand(len(KINDS), -1).clone()
     for row, position in enumerate(tables.factors):
         others = tables.coefficients
         for factor in (*factors[:row], *factors[row + 1 :]):
             others = others * factor
         in_blocks.index_add_(1, position, others)
     values = others @ factors[-1]
-    in_sums = (in_blocks @ tables.weight).reshape(2, tables.highest, tables.n_groups)
+    in_sums = (in_blocks @ tables.weight).reshape(len(KINDS), tables.highest, tables.n_groups)
     gradients = []
     for by_order in in_sums:
         total = by_order[0][tables.segment]

@@ -92,21 +92,25 @@ def branch_of(group: Group) -> str:
 def with_blocks(structure: Structure, groups: Sequence[Group]) -> Structure:
     """The structure with blocks behind its own groups: what lies in a closed one costs nothing."""
     axes = list(structure.axes)
-    terms = {"params": list(structure.param_terms), "macs": list(structure.mac_terms)}
+    kinds = [list(terms) for terms in structure.terms]
     for number, group in enumerate(groups, start=len(structure.groups)):
         path = branch_of(group)
-        for kind, known in terms.items():
-            terms[kind] = [
+        kinds = [
+            [
                 Term(term.coefficient, (*term.axes, len(axes)), term.label)
                 if term.label == path or term.label.startswith(f"{path}.")
                 else term
                 for term in known
             ]
+            for known in kinds
+        ]
         axes.append(Axis(0, ((number, 1),)))
+    params, macs, latency = (tuple(terms) for terms in kinds)
     return replace(
         structure,
         groups=(*structure.groups, *groups),
         axes=tuple(axes),
-        param_terms=tuple(terms["params"]),
-        mac_terms=tuple(terms["macs"]),
+        param_terms=params,
+        mac_terms=macs,
+        latency_terms=latency,
     )

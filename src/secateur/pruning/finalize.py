@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from secateur.budgets.budget import NANOSECONDS
 from secateur.compaction.compact import compact
 from secateur.compaction.proof import Proof, prove
 from secateur.pruning.draws import gates_of
@@ -36,7 +37,7 @@ class Report:
         dense: cost of the model before.
         gated: cost of the fixed gates before the projection onto the budget.
         compact: cost of the small model; its parameters are counted on the model itself, those that are not zero where
-            single weights had gates.
+            single weights had gates. Latencies, of all three, are those that ``attach(latency=)`` predicts.
         flipped: units that the projection opened or closed.
         difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
             small one, in the model's own precision; NaN where there were no example inputs.
@@ -60,10 +61,13 @@ class Report:
     widths: Mapping[str, tuple[int, int]]
 
     def __str__(self) -> str:
-        rows = [("", "parameters", "share", "MACs", "share")]
+        timed = self.dense.latency > 0
+        rows = [["", "parameters", "share", "MACs", "share", *(["ms (predicted)", "share"] if timed else [])]]
         for name, cost in (("dense", self.dense), ("gated", self.gated), ("compact", self.compact)):
             params, macs = cost.params / max(self.dense.params, 1), cost.macs / max(self.dense.macs, 1)
-            rows.append((name, f"{cost.params:,}", f"{params:.2%}", f"{cost.macs:,}", f"{macs:.2%}"))
+            rows.append([name, f"{cost.params:,}", f"{params:.2%}", f"{cost.macs:,}", f"{macs:.2%}"])
+            if timed:
+                rows[-1] += [f"{cost.latency / NANOSECONDS:.4g}", f"{cost.latency / self.dense.latency:.2%}"]
         wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
             "  ".join(

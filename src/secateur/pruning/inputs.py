@@ -108,10 +108,12 @@ def with_inputs(structure: Structure, groups: Sequence[Group]) -> Structure:
     """The structure, for counting only, with input groups behind its own.
 
     Where an input group stands, the layer's parameters and multiply-accumulates count open inputs instead of open units
-    of the groups that own them; an input is open if its own gate and its owner's are.
+    of the groups that own them; an input is open if its own gate and its owner's are. So does its latency where that
+    depends on owned inputs; other inputs save no time that was measured.
     """
     axes = list(structure.axes)
     terms = {"params": list(structure.param_terms), "macs": list(structure.mac_terms)}
+    latency = list(structure.latency_terms)
     for offset, group in enumerate(groups):
         number = len(structure.groups) + offset
         dense = _dense_axis(structure, group)
@@ -123,12 +125,16 @@ def with_inputs(structure: Structure, groups: Sequence[Group]) -> Structure:
             if rewritten == terms[kind]:
                 raise GateError(f"{label}: the structure counts no {kind} there; trace the model as it is now")
             terms[kind] = rewritten
+        if dense.per_group:
+            path = layer_of(group)
+            latency = [_rewritten(t, dense, len(axes) - 1, axes) if t.label == path else t for t in latency]
     return replace(
         structure,
         groups=(*structure.groups, *groups),
         axes=tuple(axes),
         param_terms=tuple(terms["params"]),
         mac_terms=tuple(terms["macs"]),
+        latency_terms=tuple(latency),
     )
 
 

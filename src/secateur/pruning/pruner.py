@@ -6,6 +6,7 @@ Index conventions: ``Z`` gates of the model in a row, rule by rule; ``U`` counte
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,8 +84,8 @@ class Pruner:
     def expected(self) -> Cost:
         """Expected cost of a draw, rounded."""
         with torch.no_grad():
-            params, macs = self.costs.expected_vector(self._units.chances(self.gates.prob_open())).tolist()
-        return Cost(round(params), round(macs))
+            values = self.costs.expected_vector(self._units.chances(self.gates.prob_open())).tolist()
+        return Cost(*(round(value) for value in values))
 
     @property
     def exact(self) -> Cost:
@@ -216,7 +217,7 @@ class Pruner:
         report = Report(
             dense=self.costs.dense,
             gated=self.costs.exact(was_open),
-            compact=Cost(params, self.costs.exact(stays).macs),
+            compact=replace(self.costs.exact(stays), params=params),
             flipped=units.flips(was_open, is_open),
             difference_float32=apart[0],
             difference_float64=apart[1],

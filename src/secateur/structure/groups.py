@@ -144,7 +144,7 @@ class Term:
     Args:
         coefficient: constant factor, of all dimensions that no unit touches.
         axes: positions in ``Structure.axes``; only those with groups.
-        label: the tensor (parameters) or module (MACs) that it counts.
+        label: the tensor (parameters) or module (MACs, latency) that it counts.
     """
 
     coefficient: float
@@ -152,12 +152,23 @@ class Term:
     label: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
-    """Exact counts: parameters, and multiply-accumulates of one forward pass of the first example."""
+    """What a model costs.
+
+    Args:
+        params: parameters, an exact count.
+        macs: multiply-accumulates of one forward pass of the first example, an exact count.
+        latency: time of that pass in nanoseconds as a latency model predicts it; 0 without one.
+    """
 
     params: int
     macs: int
+    latency: int = 0
+
+    def __repr__(self) -> str:
+        latency = f", latency={self.latency}" if self.latency else ""
+        return f"Cost(params={self.params}, macs={self.macs}{latency})"
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,7 @@ class Structure:
         norms: RMSNorm layers whose width can be cut.
         widths: sizes of the dimensions that matrix products and convolutions run over, where units change them.
         notes: what could not be looked at while tracing.
+        latency_terms: nanoseconds of one forward of the first example, where a latency model was fitted.
 
     Example:
         >>> import secateur as sc
@@ -198,6 +210,12 @@ class Structure:
     norms: tuple[NormWidth, ...] = ()
     widths: tuple[Axis, ...] = ()
     notes: tuple[str, ...] = ()
+    latency_terms: tuple[Term, ...] = ()
+
+    @property
+    def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...], tuple[Term, ...]]:
+        """The polynomials in the order of the fields of `Cost`."""
+        return self.param_terms, self.mac_terms, self.latency_terms
 
     def group(self, name: str) -> Group:
         """The group of that name.
@@ -222,7 +240,7 @@ class Structure:
         def total(terms: tuple[Term, ...]) -> int:
             return round(sum(term.coefficient * math.prod(sizes[axis] for axis in term.axes) for term in terms))
 
-        return Cost(total(self.param_terms), total(self.mac_terms))
+        return Cost(*(total(terms) for terms in self.terms))
 
     def plan(self, keep: Keep) -> CutPlan:
         """What to cut so that only the kept units stay; a group without kept units keeps its first."""
