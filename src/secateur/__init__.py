@@ -14,6 +14,7 @@ from secateur.gates import (
     StraightThrough,
     method_from_name,
 )
+from secateur.pruning.activations import output_group
 from secateur.pruning.attach import attach
 from secateur.pruning.finalize import Report
 from secateur.pruning.pruner import Pruner
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "mask",
     "method_from_name",
+    "output_group",
     "rounded_keep",
     "save",
     "trace",

@@ -60,8 +60,10 @@ from secateur.structure.tensors import (
 __all__ = ["FORMAT", "check_writable", "load", "save", "whole_or_not_at_all"]
 
 #: Version of the description. It grows when an older reader would misread a file.
-FORMAT = 2
-#: The version of files without bitmasks and without branches that became zeros, which older readers can read.
+FORMAT = 3
+#: The version of files without outputs that are multiplied, which older readers can read.
+FORMAT_WITHOUT_SCALES = 2
+#: The version of files without bitmasks and branches that became zeros either.
 FORMAT_BEFORE = 1
 KEY = "secateur"
 
@@ -97,7 +99,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     plan = cut_of(module)
     tensors, sparse = packed(tensors)
     description = {
-        "format": FORMAT if sparse or (plan is not None and plan.zeros) else FORMAT_BEFORE,
+        "format": _format(plan, bool(sparse)),
         "secateur": _version(),
         "model": plain_class(module).__name__,
         "plan": (plan or CutPlan(dense=shapes_of(module))).to_json(),
@@ -327,6 +329,13 @@ def _fill(stored: _Stored, model: nn.Module) -> None:
             tensor = in_order(tensor, stored.order.get(holder, range(tensor.dim())))
             made[holder] = in_place_of(slot.tensor, tensor)
         setattr(slot.owner, slot.key, made[holder])
+
+
+def _format(plan: CutPlan | None, sparse: bool) -> int:
+    """The oldest version that a file can have."""
+    if plan is not None and plan.scales:
+        return FORMAT
+    return FORMAT_WITHOUT_SCALES if sparse or (plan is not None and plan.zeros) else FORMAT_BEFORE
 
 
 def _checksum(description: Mapping[str, object], tensors: Mapping[str, Tensor]) -> int:

@@ -27,7 +27,7 @@ from secateur.structure.record import tensors_in
 from secateur.structure.rounding import rounded_keep
 from secateur.structure.tensors import first_names, in_place_of, named_tensors, slots_of
 
-__all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove"]
+__all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove", "redraw_"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -161,7 +161,7 @@ def prove(
     # Random buffers can break the dense model itself (floats that are used as indices): then they keep their values.
     for redraw_buffers in (True, False):
         generator = torch.Generator().manual_seed(seed)
-        _redraw_(pair.dense, model, generator, redraw_buffers)
+        redraw_(pair.dense, model, generator, redraw_buffers)
         mask_tensors_(named_tensors(pair.dense), structure, kept)
         _load_cut_(pair.small, pair.dense, plan)
         redrawn = pair.compare([_nonzero_inputs(example, generator) for example in calls], SETTINGS)
@@ -284,7 +284,7 @@ def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
     return float((a - b).abs().max()), float(a.abs().max()) or 1.0
 
 
-def _redraw_(dense: nn.Module, model: nn.Module, generator: torch.Generator, redraw_buffers: bool) -> None:
+def redraw_(dense: nn.Module, model: nn.Module, generator: torch.Generator, redraw_buffers: bool) -> None:
     """Draw every floating tensor of the dense copy anew, scaled like the model's own."""
     old, first = named_tensors(model), first_names(model)
     for name, tensor in named_tensors(dense).items():

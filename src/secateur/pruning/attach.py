@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateur.budgets.budget import Budget, Penalty
 from secateur.budgets.costs import CostModel
 from secateur.errors import GateError
 from secateur.gates import Gate, Layout, Method
+from secateur.pruning.activations import KIND, module_of
 from secateur.pruning.blocks import branch_of
 from secateur.pruning.draws import live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.loading import accept_dense_keys, refuse_dense_keys
+from secateur.pruning.outputs import links, place_outputs
 from secateur.pruning.placement import gated_sites, maps_of, place, strip
 from secateur.pruning.probe import probe
 from secateur.pruning.pruner import Pruner
@@ -23,7 +25,7 @@ from secateur.pruning.rule import Chosen, Rule, choose, with_custom
 from secateur.pruning.units import Units
 from secateur.pruning.weights import columns
 from secateur.structure.example import Examples, as_examples
-from secateur.structure.groups import Structure
+from secateur.structure.groups import Group, Structure
 from secateur.structure.plain import unfit
 from secateur.structure.tensors import listed, misfits, named_tensors
 from secateur.structure.trace import trace
@@ -79,7 +81,8 @@ def attach(
         >>> report.compact.params <= 0.5 * report.dense.params
         True
     """
-    _check(model)
+    rules = [Rule()] if gates is None else list(gates)
+    _check(model, computed=all(getattr(rule, "acts_on_outputs", False) for rule in rules))
     if examples is None and structure is None:
         raise GateError(
             "attach needs examples=(x,), inputs to trace the model with, or structure=, what sc.trace found"
@@ -92,11 +95,10 @@ def attach(
         structure = trace(model, examples)
     if problems := misfits(model, structure.shapes):
         raise GateError(f"the structure is not of this model: {listed(problems)}. Trace the model as it is now")
-    rules = [Rule()] if gates is None else list(gates)
     structure = with_custom(structure, rules)
     chosen = choose(model, structure, rules, method)
     gated = [group for one in chosen for group in one.groups]
-    units = Units(structure, chosen, columns(model, structure, gated))
+    units = Units(structure, chosen, columns(model, structure, gated), links(model, structure, gated, calls))
     costs = CostModel(units.counted)
     goal = budget if budget is not None else penalty
     controller = None if goal is None else goal.start(costs)
@@ -104,6 +106,7 @@ def attach(
     gate_set, norms = _made(model, chosen, generator, seed)
     place(model, gate_set, maps_of(units.groups, structure.shapes))
     try:
+        place_outputs(model, structure, gate_set, [one.groups for one in chosen])
         accept_dense_keys(model)
         _bind(model, norms, structure)
         probe(model, calls, [branch_of(group) for group in gated if group.kind == "blocks"])
@@ -116,8 +119,13 @@ def attach(
     return Pruner(model, units, costs, budget, controller, calls)
 
 
-def _check(model: nn.Module) -> None:
-    """Refuse what cannot be gated as it is, each with what to do."""
+def _check(model: nn.Module, *, computed: bool) -> None:
+    """Refuse what cannot be gated as it is, each with what to do.
+
+    Args:
+        model: as it was given.
+        computed: whether its weights may be computed: gates at outputs alone leave them as they are.
+    """
     if not isinstance(model, nn.Module):
         raise GateError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     advice = {
@@ -132,7 +140,8 @@ def _check(model: nn.Module) -> None:
             raise GateError(f"model: a {type(model).__name__} cannot take gates; {advice[kind.__name__]}")
     if any(isinstance(module, GateSet) for module in model.modules()):
         raise GateError("model: it is gated already; call detach() of its pruner first")
-    if parametrized := [path or "the model" for path, module in model.named_modules() if is_parametrized(module)]:
+    parametrized = [path or "the model" for path, module in model.named_modules() if is_parametrized(module)]
+    if parametrized and not computed:
         raise GateError(
             f"model: {listed(parametrized)} has parametrizations (weight norm, spectral norm or others), and a weight"
             " that is computed cannot be cut; call torch.nn.utils.parametrize.remove_parametrizations first"
@@ -149,8 +158,13 @@ def _made(
     gates: list[Gate] = []
     norms: list[Norms | None] = []
     for one in chosen:
-        weight = tensors[one.groups[0].gated[0].tensor]
+        weight = _weight(model, tensors, one.groups[0])
         dtype = torch.promote_types(weight.dtype, torch.float32)
+        if one.method.uses_norms and any(group.kind == KIND for group in one.groups):
+            raise GateError(
+                f"{type(one.method).__name__} looks at the norms of weights, and gates on activations have none: give "
+                "these units another method"
+            )
         norm = Norms(one.groups).to(weight.device) if one.method.uses_norms else None
         start = None
         if norm is not None:
@@ -159,7 +173,15 @@ def _made(
         layout = Layout(tuple(group.size for group in one.groups))
         gates.append(Gate(one.method, layout, generator, dtype, weight.device, start))
         norms.append(norm)
-    return GateSet(gates, norms, seed), norms
+    return GateSet(gates, norms, seed, [number for number, one in enumerate(chosen) if one.per_example]), norms
+
+
+def _weight(model: nn.Module, tensors: Mapping[str, Tensor], group: Group) -> Tensor:
+    """A tensor whose device and type gates of a group take: what they act on, or what is near it."""
+    if group.kind != KIND:
+        return tensors[group.gated[0].tensor]
+    near = [*model.get_submodule(module_of(group)).parameters(), *model.parameters()]
+    return next((tensor for tensor in near if tensor.is_floating_point()), torch.zeros(()))
 
 
 def _bind(model: nn.Module, norms: Sequence[Norms | None], structure: Structure) -> None:

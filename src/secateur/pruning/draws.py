@@ -24,7 +24,17 @@ from secateur.gates.gate import Gate
 from secateur.pruning.gateset import GateSet, Norms, extended
 from secateur.structure.example import Example
 
-__all__ = ["GATES", "Draw", "Live", "begin_forward", "end_forward", "gates_of", "live_of", "values"]
+__all__ = [
+    "GATES",
+    "Draw",
+    "Live",
+    "begin_forward",
+    "end_forward",
+    "gates_of",
+    "live_of",
+    "values",
+    "values_by_example",
+]
 
 #: The name under which a root module holds its gates.
 GATES = "secateur_gates"
@@ -71,12 +81,24 @@ class Draw:
         values: extended draw ``(U + 1,)``, detached.
         kept: its graph, None if no parameter is reached through it.
         sources: the parameters that ``kept.leaves`` stand for.
+        first: the draw that this is the antithetic one of.
+
+    Attributes:
+        by_example: the draws of rules of which each example has its own, by rule and number of examples; made when a
+            module that they act on is first called.
     """
 
     def __init__(
-        self, noise: Sequence[Tensor | None], values: Tensor, kept: _Kept | None = None, sources: Sequence[Tensor] = ()
+        self,
+        noise: Sequence[Tensor | None],
+        values: Tensor,
+        kept: _Kept | None = None,
+        sources: Sequence[Tensor] = (),
+        first: Draw | None = None,
     ) -> None:
         self.noise = tuple(noise)
+        self.by_example: dict[tuple[int, int], Draw] = {}
+        self._first = first
         self.values = values
         self._kept = kept
         self._sources = tuple(sources)
@@ -93,7 +115,9 @@ class Draw:
     @classmethod
     def make(cls, gates: GateSet, generator: torch.Generator) -> Draw:
         """Draw every gate once."""
-        return cls.of(gates, [gate.draw_noise(generator) for gate, _ in gates])
+        batch = [number not in gates.per_example for number in range(len(gates.rules))]
+        noise = [gate.draw_noise(generator) if one else None for (gate, _), one in zip(gates, batch, strict=True)]
+        return cls.of(gates, noise)
 
     @classmethod
     def of(cls, gates: GateSet, noise: Sequence[Tensor | None]) -> Draw:
@@ -103,7 +127,9 @@ class Draw:
         with _undisturbed(gates.device), torch.enable_grad():
             parts = [
                 _sample(gate, norms, noise_of, leaves, sources)
-                for (gate, norms), noise_of in zip(gates, noise, strict=True)
+                if number not in gates.per_example
+                else torch.ones(gate.layout.total, dtype=gate.dtype, device=gates.device)
+                for number, ((gate, norms), noise_of) in enumerate(zip(gates, noise, strict=True))
             ]
             graph = extended(torch.cat([part.to(gates.device) for part in parts]))
         kept = _Kept(graph, tuple(leaves)) if graph.requires_grad else None
@@ -113,13 +139,47 @@ class Draw:
         """The same draw but for ARM gates, which take their second one; without gradient."""
         parts, start = [], 0
         with torch.no_grad():
-            for (gate, _), noise_of in zip(gates, self.noise, strict=True):
+            for number, ((gate, _), noise_of) in enumerate(zip(gates, self.noise, strict=True)):
                 stop = start + gate.layout.total
                 first = self.values[start:stop]
-                arm = gate.method.estimator == "arm"
+                arm = gate.method.estimator == "arm" and number not in gates.per_example
                 parts.append(gate.antithetic(noise_of).to(first) if arm else first)
                 start = stop
-            return Draw(self.noise, extended(torch.cat(parts)))
+            other = Draw(self.noise, extended(torch.cat(parts)), first=self)
+        for rule, n in self.by_example:
+            other.of_examples(gates, None, rule, n)
+        return other
+
+    def of_examples(self, gates: GateSet, generator: torch.Generator | None, rule: int, n: int) -> Draw:
+        """The draw of a rule for each of ``n`` examples: its values are extended ones ``(n, U_rule + 1)``."""
+        if (rule, n) not in self.by_example:
+            gate, _ = list(gates)[rule]
+            if self._first is None:
+                made = _for_examples(gate, gate.draw_noise(generator, (n,)), n)
+            else:
+                first = self._first.of_examples(gates, generator, rule, n)
+                values = first.values
+                if gate.method.estimator == "arm":
+                    with torch.no_grad():
+                        values = extended(gate.antithetic(first.noise[0]).to(values))
+                made = Draw(first.noise, values)
+            self.by_example[rule, n] = made
+        return self.by_example[rule, n]
+
+    def equals(self, other: Draw) -> bool:
+        """Whether all gates of both have the same values."""
+        return torch.equal(self.values, other.values) and all(
+            torch.equal(one.values, other.by_example[key].values) for key, one in self.by_example.items()
+        )
+
+
+def _for_examples(gate: Gate, noise: Tensor | None, n: int) -> Draw:
+    leaves: list[Tensor] = []
+    sources: list[Tensor] = []
+    with _undisturbed(gate.layout.segment.device), torch.enable_grad():
+        graph = extended(_sample(gate, None, noise, leaves, sources).expand(n, -1))
+    kept = _Kept(graph, tuple(leaves)) if graph.requires_grad else None
+    return Draw((noise,), graph.detach(), kept, sources)
 
 
 def _sample(
@@ -234,10 +294,26 @@ def values(gates: GateSet, training: bool) -> Tensor:
         return live.override
     if not (training and gates.training):
         return _fixed(gates, live)
+    return _acting(gates, live).read()
+
+
+def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tensor | None:
+    """The extended gates ``(n, U_rule + 1)`` of a rule that act now on each of ``n`` examples.
+
+    None where gates are fixed, or others act instead, which are the same for all examples.
+    """
+    live = live_of(gates)
+    if live.override is not None or not (training and gates.training):
+        return None
+    return _acting(gates, live).of_examples(gates, live.generator, rule, n).read()
+
+
+def _acting(gates: GateSet, live: Live) -> Draw:
+    """The draw that acts now; made where there is none."""
     draw = live.replay if live.replay is not None and _in_backward() else live.draw
     if draw is None:
         draw = live.draw = Draw.make(gates, live.generator)
-    return draw.read()
+    return draw
 
 
 def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -66,16 +66,25 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
 
 def _surrogate(gates: GateSet, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:
     terms = []
-    for (gate, _), noise in zip(gates, draw.noise, strict=True):
-        if gate.method.estimator != "pathwise":
-            terms.append(gate.surrogate(noise, loss, other if gate.method.estimator == "arm" else None))
-    return torch.stack(terms).sum().to(loss.device)
+    for rule, ((gate, _), noise) in enumerate(zip(gates, draw.noise, strict=True)):
+        if gate.method.estimator == "pathwise":
+            continue
+        second = other if gate.method.estimator == "arm" else None
+        if rule not in gates.per_example:
+            terms.append(gate.surrogate(noise, loss, second))
+            continue
+        for (number, n), one in draw.by_example.items():
+            if number == rule:
+                # Each example's gates are variables of their own, whose estimates add up; the surrogate takes the mean.
+                each = None if second is None else (n * second).expand(n)
+                terms.append(gate.surrogate(one.noise[0], (n * loss).expand(n), each))
+    return torch.stack(terms).sum().to(loss.device) if terms else loss.new_zeros(())
 
 
 def _second_loss(gates: GateSet, live: Live, draw: Draw, closure: Closure, before: _Before) -> Tensor | None:
     """The loss under the antithetic draw; None where it is the same draw, and so the same loss."""
     second = draw.antithetic(gates)
-    if torch.equal(second.values, draw.values):
+    if draw.equals(second):
         return None
     try:
         with before.again(), torch.no_grad(), live.hold(second):

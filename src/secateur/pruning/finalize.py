@@ -8,17 +8,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.budgets.budget import NANOSECONDS
-from secateur.compaction.compact import compact
+from secateur.compaction.compact import PLAN, compact, cut_of
 from secateur.compaction.proof import Proof, prove
 from secateur.pruning.draws import gates_of
 from secateur.pruning.loading import refuse_dense_keys
+from secateur.pruning.outputs import Multiplier, fold_, multipliers, multiply_
 from secateur.pruning.placement import gated_sites, strip
 from secateur.pruning.probe import evaluating
 from secateur.pruning.units import Units
@@ -26,7 +27,7 @@ from secateur.structure.example import Example
 from secateur.structure.groups import Cost
 from secateur.structure.record import tensors_in
 
-__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved"]
+__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved", "with_multipliers_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,9 @@ class Report:
             group lost them all, and those that ``round_to`` keeps as zeros.
         widths: by group, those of inputs and single weights included, how many units the small model has, and the dense
             one.
+        as_zeros: by group of activations, how many of its closed units no unit of the small model went with, since what
+            follows does not pass zeros on: they are zero there, and cost what they did.
+        multiplied: modules of the small model whose output is still multiplied by gates.
     """
 
     dense: Cost
@@ -59,6 +63,8 @@ class Report:
     proof: Proof | None
     keep: Mapping[str, Tensor]
     widths: Mapping[str, tuple[int, int]]
+    as_zeros: Mapping[str, int] = field(default_factory=dict)
+    multiplied: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         timed = self.dense.latency > 0
@@ -81,6 +87,11 @@ class Report:
             "largest difference, gated and compact: "
             f"{_number(self.difference_float32)} as they are, {_number(self.difference_float64)} in float64"
         )
+        if self.as_zeros:
+            named = ", ".join(f"{name} {closed}" for name, closed in self.as_zeros.items())
+            lines.append(f"closed activations that stay as zeros: {named}")
+        if self.multiplied:
+            lines.append(f"outputs that are still multiplied: {', '.join(self.multiplied)}")
         lines.append("units kept: " + ", ".join(f"{name} {n}/{size}" for name, (n, size) in self.widths.items()))
         return "\n".join(lines)
 
@@ -103,7 +114,8 @@ def pin(model: nn.Module, fixed: Tensor) -> None:
 def baked(model: nn.Module) -> nn.Module:
     """A plain copy of a gated model, in which every weight is multiplied by its evaluation gates.
 
-    A tied weight is multiplied once, and stays tied.
+    A tied weight is multiplied once, and stays tied. Gates at outputs go into the layer's own parameters where these
+    can take them up; the others are left to `with_multipliers_`.
     """
     plain = _copy(model)
     folded: dict[int, tuple[Tensor, Tensor]] = {}
@@ -117,7 +129,28 @@ def baked(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for original, product in folded.values():
             original.copy_(product)
+    fold_(plain, model)
     return plain
+
+
+def with_multipliers_(
+    small: nn.Module, left: Mapping[str, Multiplier], units: Units, is_open: Tensor, round_to: int = 1
+) -> nn.Module:
+    """A cut model, in place, that also multiplies the outputs of which no weight took up the gates.
+
+    Args:
+        small: cut from what `baked` made of a gated model.
+        left: the `multipliers` of that.
+        units: of the gated model.
+        is_open: bool ``(U,)``, as in the cut.
+        round_to: as in the cut.
+    """
+    scales = multiply_(small, left, units.keep(units.stays(is_open, round_to))) if left else {}
+    if scales:
+        plan = cut_of(small)
+        assert plan is not None
+        setattr(small, PLAN, replace(plan, scales={**plan.scales, **scales}))
+    return small
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -169,6 +202,7 @@ def differences(
     calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
     try:
         cut = cut_to(baked(doubled), units, is_open, in_place=True, round_to=round_to)
+        with_multipliers_(cut, multipliers(doubled), units, is_open, round_to)
         return as_is, _difference(doubled, cut, calls)
     except RuntimeError:  # a model that computes in a precision of its own
         return as_is, math.nan

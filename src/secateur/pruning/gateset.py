@@ -6,7 +6,7 @@ ends in a constant 1, which every position without a gate reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -22,8 +22,8 @@ __all__ = ["GateSet", "Norms", "extended"]
 
 
 def extended(values: Tensor) -> Tensor:
-    """``(U,)`` with a 1 behind: what a position without a gate is multiplied by."""
-    return torch.cat([values, values.new_ones(1)])
+    """``(..., U)`` with a 1 behind: what a position without a gate is multiplied by."""
+    return torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
 
 
 class Norms(nn.Module):
@@ -89,17 +89,25 @@ class GateSet(nn.Module):
         gates: one for each rule.
         norms: for each rule the norms that its method looks at, or None.
         seed: of the draws that a copy of the model makes; the model's own come from its pruner.
+        per_example: numbers of the rules of which each example has a draw of its own.
     """
 
     pinned: Tensor | None
 
-    def __init__(self, gates: Sequence[Gate], norms: Sequence[Norms | None], seed: int = 0) -> None:
+    def __init__(
+        self,
+        gates: Sequence[Gate],
+        norms: Sequence[Norms | None],
+        seed: int = 0,
+        per_example: Collection[int] = (),
+    ) -> None:
         super().__init__()
         # Absent until the gates are pinned, and then what evaluation uses instead of asking the methods.
         self.register_buffer("pinned", None)
         self.rules = nn.ModuleList(gates)
         self.norms = nn.ModuleDict({str(rule): norm for rule, norm in enumerate(norms) if norm is not None})
         self.seed = seed
+        self.per_example = frozenset(per_example)
         for parameter in self.parameters():
             parameter.secateur_gate = True  # type: ignore[attr-defined]
 

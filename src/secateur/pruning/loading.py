@@ -41,7 +41,9 @@ def _translate(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
 
 
 def _keep_gates(root: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    dense = any(f"{prefix}{site.name}" in state_dict for site in gated_sites(root))
+    # Where gates act on outputs alone, nothing but the gates tells the two kinds apart.
+    sites = gated_sites(root)
+    dense = not sites or any(f"{prefix}{site.name}" in state_dict for site in sites)
     if dense and not any(key.startswith(f"{prefix}{GATES}.") for key in state_dict):
         for key, value in gates_of(root).state_dict(keep_vars=True).items():
             state_dict[f"{prefix}{GATES}.{key}"] = value

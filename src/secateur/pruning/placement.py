@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 from secateur.errors import GateError
 from secateur.pruning.draws import GATES, begin_forward, end_forward, values
 from secateur.pruning.gateset import GateSet
+from secateur.pruning.outputs import remove_outputs
 from secateur.structure.groups import FLAT, Group
 from secateur.structure.tensors import listed, slots_of
 
@@ -226,6 +227,7 @@ def strip(model: nn.Module) -> None:
     for module in list(model.modules()):
         for site in list(_sites_in(module, "")):
             _ungate(site)
+    remove_outputs(model)
     model._modules.pop(GATES, None)
     ours = (begin_forward, end_forward)
     for hooks in (model._forward_pre_hooks, model._forward_hooks):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import GateError
 from secateur.pruning.draws import gates_of, live_of
+from secateur.pruning.outputs import output_gates
 from secateur.pruning.placement import Site, gated_sites
 from secateur.structure.example import Example
 from secateur.structure.tensors import listed
@@ -42,6 +43,7 @@ def probe(model: nn.Module, examples: Sequence[Example], branches: Sequence[str]
         with live.overridden(zeros):
             problems |= {f"{site.name}: gates at 0 leave some of it" for site in sites if not _vanishes(site, zeros)}
             problems |= _not_zero(model, examples, branches)
+            problems |= _not_called(model, examples)
         with live.overridden(ones):
             watch = _Watch(sites)
             for example in examples:
@@ -87,6 +89,21 @@ def _not_zero(model: nn.Module, examples: Sequence[Example], branches: Sequence[
             hook.remove()
     untold = "is not called with these examples" if examples else "needs examples= to see what it returns"
     return {f"{path}: {seen.get(path, untold)}" for path in branches if seen.get(path, untold)}
+
+
+def _not_called(model: nn.Module, examples: Sequence[Example]) -> set[str]:
+    """Which modules whose output has gates no example calls."""
+    missing = {path for path, _, _ in output_gates(model)}
+    hooks = [
+        model.get_submodule(path).register_forward_hook(lambda *_, path=path: missing.discard(path)) for path in missing
+    ]
+    try:
+        for example in examples if hooks else ():
+            model(*example.args, **example.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {f"{path}: is not called with these examples" for path in missing} if examples else set()
 
 
 def _vanishes(site: Site, zeros: Tensor) -> bool:

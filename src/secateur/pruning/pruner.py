@@ -15,13 +15,15 @@ from torch.optim import Optimizer
 
 from secateur.budgets.budget import Budget, Controller, PenaltyTerm, project
 from secateur.budgets.costs import CostModel, Kind
+from secateur.compaction.compact import cut_of
 from secateur.errors import BudgetError, GateError
 from secateur.pruning.draws import Draw, Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, task_loss
-from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved
+from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, with_multipliers_
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.loading import refuse_dense_keys
 from secateur.pruning.optimizers import check_groups, groups_in_use, parameter_groups
+from secateur.pruning.outputs import multipliers
 from secateur.pruning.placement import strip
 from secateur.pruning.units import Units
 from secateur.structure.example import Example, Examples, as_examples
@@ -206,11 +208,12 @@ class Pruner:
             plain = baked(model)
             small = cut_to(plain, units, is_open, round_to=round_to)
             proof = proved(plain, small, units, is_open, calls, round_to=round_to)
+            stays = units.stays(is_open, round_to)
+            with_multipliers_(small, multipliers(model), units, is_open, round_to)
             apart = differences(model, small, units, is_open, calls, round_to=round_to)
         except BaseException:
             gates.pinned = before
             raise
-        stays = units.stays(is_open, round_to)
         everything = {group.name: torch.arange(group.size) for group in self.structure.groups}
         kept = {name: left for name, left in units.keep(stays).items() if name in everything}
         params = units.n_params(small)
@@ -224,6 +227,8 @@ class Pruner:
             proof=proof,
             keep=everything | kept,
             widths=units.by_group(stays),
+            as_zeros=units.closed_free(is_open),
+            multiplied=tuple(plan.scales) if (plan := cut_of(small)) is not None else (),
         )
         if in_place:
             small = self._cut_in_place(is_open, round_to)
@@ -356,10 +361,11 @@ class Pruner:
 
     def _cut_in_place(self, is_open: Tensor, round_to: int) -> nn.Module:
         model = self.model
-        weights = named_tensors(baked(model))
+        weights, left = named_tensors(baked(model)), multipliers(model)
         self.detach()
         with torch.no_grad():
             for name, tensor in named_tensors(model).items():
                 if not torch.equal(tensor, weights[name]):
                     tensor.copy_(weights[name])
-        return cut_to(model, self._units, is_open, in_place=True, round_to=round_to)
+        cut_to(model, self._units, is_open, in_place=True, round_to=round_to)
+        return with_multipliers_(model, left, self._units, is_open, round_to)

@@ -14,6 +14,7 @@ from torch import nn
 
 from secateur.errors import GateError
 from secateur.gates import METHODS, HardConcrete, Method, method_from_name
+from secateur.pruning.activations import KIND, activations, fitted, module_of
 from secateur.pruning.blocks import blocks
 from secateur.pruning.inputs import inputs
 from secateur.pruning.weights import weights
@@ -39,8 +40,9 @@ class Rule:
             ``"inputs"``, every single input of linear and convolutional layers, the model's own inputs included: finer
             than a group, or where there is none; ``"weights"``, every scalar of the weights that multiply (budgets on
             parameters then count what is not zero); ``"blocks"``, whole residual branches, the modules that ``where``
-            names: closed ones become modules that return zeros; or groups: those of ``structure.custom`` and of
-            ``structure.groups``. Where coarse and fine gates meet, they multiply.
+            names: closed ones become modules that return zeros; ``"activations"``, the positions along ``dim`` of what
+            the modules that ``where`` names return; or groups: those of ``structure.custom``, of ``structure.groups``
+            and of `output_group`. Where coarse and fine gates meet, they multiply.
         where: narrows the choice: a pattern for names (of groups, for ``"inputs"`` of layers, for ``"weights"`` of
             tensors or layers, for ``"blocks"`` of modules; ``*`` and ``?`` as in file names), the class of the module
             that carries the units (of the layer for ``"inputs"`` and ``"weights"``, of the block), a predicate of the
@@ -48,9 +50,13 @@ class Rule:
         exclude: the same, for what is left out.
         method: a gate method or its name; by default the one that ``attach`` is given.
         init_open: open chance at the start, in (0, 1), instead of the method's own.
+        dim: for ``"activations"``, the dimension of the output; 0 is the batch.
+        per_example: for activations, whether each example of a batch (dimension 0) has a draw of its own while
+            training; in evaluation the gates are fixed, and the same for all.
 
     Raises:
-        GateError: ``units`` is no kind that there is, and no groups.
+        GateError: ``units`` is no kind that there is, and no groups; or ``per_example`` where gates act on weights,
+            which all examples share.
 
     Example:
         >>> import torch, secateur as sc
@@ -66,12 +72,26 @@ class Rule:
     exclude: Where | None = None
     method: Method | str | None = None
     init_open: float | None = None
+    dim: int = 1
+    per_example: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.units, (list, tuple)):
             object.__setattr__(self, "units", tuple(self.units))
         if self.units not in UNITS if isinstance(self.units, str) else not _are_groups(self.units):
             raise GateError(f"Rule: units={self.units!r}; expected one of {', '.join(map(repr, UNITS))}, or groups")
+        if self.per_example and not self.acts_on_outputs:
+            raise GateError(
+                f"Rule: per_example=True, but gates of units={self.units!r} act on weights, which all examples of a "
+                'batch share; use units="activations" or groups of sc.output_group'
+            )
+
+    @property
+    def acts_on_outputs(self) -> bool:
+        """Whether all its gates act on what modules return."""
+        if isinstance(self.units, str):
+            return self.units == KIND
+        return all(group.kind == KIND for group in self.units)
 
     def takes(self, group: Group, module: nn.Module, *names: str) -> bool:
         """Whether the rule is for a group, carried by ``module``, under its own name or any of others."""
@@ -104,10 +124,12 @@ class Chosen:
     Args:
         method: of the gates.
         groups: in the order of their gates.
+        per_example: whether each example has a draw of its own.
     """
 
     method: Method
     groups: tuple[Group, ...]
+    per_example: bool = False
 
 
 def choose(
@@ -133,7 +155,7 @@ def choose(
             if group.name in taken
         ]
         taken.update({group.name: number for group in groups})
-        chosen.append(Chosen(rule.made(default), groups))
+        chosen.append(Chosen(rule.made(default), groups, rule.per_example))
     if problems:
         raise GateError(f"gated twice: {listed(problems)}. Narrow one rule with where= or exclude=")
     return tuple(chosen)
@@ -152,7 +174,7 @@ def with_custom(structure: Structure, rules: Sequence[object]) -> Structure:
         for group in rule.units
     }
     known = {group.name for group in structure.groups}
-    custom = [_custom(structure, group) for group in asked.values() if group.name not in known]
+    custom = [_custom(structure, group) for group in asked.values() if group.name not in known and group.kind != KIND]
     return structure.regrouped(custom) if custom else structure
 
 
@@ -168,6 +190,11 @@ def named(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ..
     found, slots = [], slots_of(model)
     for asked in rule.units:
         assert isinstance(asked, Group)
+        if asked.kind == KIND:
+            group = fitted(structure, asked)
+            if rule.takes(group, model.get_submodule(module_of(group)), module_of(group)):
+                found.append(group)
+            continue
         group = structure.group(asked.name)
         if group.kind != "custom" and [m.index.shape for m in group.members] != [m.index.shape for m in asked.members]:
             raise GateError(
@@ -248,4 +275,5 @@ UNITS: Mapping[str, Callable[[nn.Module, Structure, Rule], tuple[Group, ...]]] =
     "inputs": inputs,
     "weights": weights,
     "blocks": blocks,
+    KIND: activations,
 }

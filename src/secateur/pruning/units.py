@@ -7,7 +7,8 @@ gates or lie under gated weights; then the weights that have gates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.gates import Layout, Method
+from secateur.pruning.activations import KIND, Link
 from secateur.pruning.blocks import with_blocks
 from secateur.pruning.gateset import extended
 from secateur.pruning.inputs import owners, with_inputs
@@ -38,6 +40,7 @@ class Units:
         structure: what the trace found.
         chosen: what each rule gates.
         columns: input groups without gates, of layers whose single weights have gates: their unread inputs go.
+        links: by activation group, the structured one whose units it closes; others cost nothing and stay as zeros.
 
     Attributes:
         groups: the gated groups, in the order of their gates, ``Z`` gates together.
@@ -46,14 +49,23 @@ class Units:
         counted: the structure that costs are counted on, ``U`` units together.
     """
 
-    def __init__(self, structure: Structure, chosen: Sequence[Chosen], columns: Sequence[Group] = ()) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        chosen: Sequence[Chosen],
+        columns: Sequence[Group] = (),
+        links: Mapping[str, Link] | None = None,
+    ) -> None:
+        links = links or {}
         self.structure = structure
         self.groups: tuple[Group, ...] = tuple(group for one in chosen for group in one.groups)
         self.inputs = fine = (*(group for group in self.groups if group.kind == "inputs"), *columns)
         single = tuple(group for group in self.groups if group.kind == "weights")
         whole = tuple(group for group in self.groups if group.kind == "blocks")
         self.cuttable = with_blocks(with_inputs(structure, fine), whole)
+        free = tuple(group for group in self.groups if group.kind == KIND and group.name not in links)
         self.counted = with_weights(self.cuttable, single)
+        self.counted = replace(self.counted, groups=(*self.counted.groups, *free))
         gates = Layout(tuple(group.size for group in self.groups))
         units = Layout(tuple(group.size for group in self.counted.groups))
         coarse = self.cuttable.groups
@@ -69,7 +81,12 @@ class Units:
         starts = {group.name: start for group, start in zip(self.counted.groups, units.offsets, strict=True)}
         for group, start in zip(self.groups, gates.offsets, strict=True):
             own = np.arange(group.size)
-            if group.kind != "weights":
+            if group.name in links:
+                link = links[group.name]
+                sources[0, starts[link.group] + link.units] = start + own
+                targets[start + own] = starts[link.group] + link.units
+                continue
+            if group.kind not in ("weights", KIND):
                 sources[0, starts[group.name] + own] = start + own
             targets[start + own] = starts[group.name] + own
         #: for each coarse unit the one that owns it, itself where none does, (C,)
@@ -90,6 +107,15 @@ class Units:
             for group in single
             for where in [(gate_starts[group.name], starts[group.name])]
         )
+        #: gates on activations that no unit goes with
+        self._free = torch.from_numpy(
+            np.concatenate(
+                [
+                    np.zeros(0, dtype=np.int64),
+                    *(np.arange(gate_starts[group.name], gate_starts[group.name] + group.size) for group in free),
+                ]
+            )
+        )
         self._read, self._readers, self._used = self._only_fine(fine, starts, units.offsets)
         self._read_once = torch.unique(self._read)
 
@@ -101,11 +127,11 @@ class Units:
         sources = self._sources.to(prob_open.device)
         gates = extended(prob_open)
         coarse = gates.index_select(0, sources[0]) * gates.index_select(0, sources[1])
-        if not self._scalars:
+        if not self._scalars and not len(self._free):
             return coarse
         over = extended(coarse)
         fine = [scalars.chances(prob_open[at : at + scalars.size], over) for scalars, at, _ in self._scalars]
-        return torch.cat([coarse, *fine])
+        return torch.cat([coarse, *fine, prob_open.index_select(0, self._free.to(prob_open.device))])
 
     def open(self, gates: Tensor) -> Tensor:
         """Which units are open, bool ``(U,)``, from the gates ``(Z,)`` in evaluation or which of them are open."""
@@ -153,8 +179,8 @@ class Units:
         """Order in which units are closed, ``(U,)``, from that of the gates ``(Z,)``.
 
         Infinite where flipping one unit alone has no effect: units without a gate, inputs and weights whose owner is
-        closed, and closed owners that only gated inputs or weights read. Scores of different methods have no common
-        scale, so their ranks within the rule are compared.
+        closed, closed owners that only gated inputs or weights read, and activations that no unit goes with. Scores of
+        different methods have no common scale, so their ranks within the rule are compared.
 
         Args:
             scores: ``(Z,)``, larger stays longer.
@@ -170,6 +196,7 @@ class Units:
         idle[once] |= ~coarse[once]
         over = extended(coarse)
         parts = [idle, *(~scalars.owned(over).reshape(-1) for scalars, *_ in self._scalars)]
+        parts.append(idle.new_ones(len(self._free)))
         return spread.masked_fill(torch.cat(parts), torch.inf)
 
     def keep(self, is_open: Tensor) -> Keep:
@@ -177,7 +204,7 @@ class Units:
         return {
             group.name: torch.nonzero(part).flatten()
             for group, part in self._parts(is_open.cpu())
-            if group.kind != "weights" and not bool(part.all())
+            if group.kind not in ("weights", KIND) and not bool(part.all())
         }
 
     def zero_closed_(self, plain: nn.Module, is_open: Tensor) -> None:
@@ -208,18 +235,26 @@ class Units:
         coarse = flipped[: self._n_coarse]
         alone = coarse & ~(self._owned & coarse[self._owner_of])
         if not self._scalars:
-            return int(alone.sum())
+            return int(alone.sum())  # what is free is never flipped
         gated = torch.zeros_like(flipped).index_fill(0, self._targets, value=True)
         kept = extended(~coarse)
         parts = [
             flipped[start : start + scalars.size] & scalars.owned(kept).reshape(-1)
             for scalars, _, start in self._scalars
         ]
-        return int((torch.cat([alone, *parts]) & gated).sum())
+        return int((torch.cat([alone, *parts, flipped[len(flipped) - len(self._free) :]]) & gated).sum())
 
     def by_group(self, is_open: Tensor) -> dict[str, tuple[int, int]]:
         """Open and all units of each counted group, from bool ``(U,)``."""
         return {group.name: (int(part.sum()), group.size) for group, part in self._parts(is_open)}
+
+    def closed_free(self, is_open: Tensor) -> dict[str, int]:
+        """Closed units of each group on activations that no unit goes with, where there are any, from bool ``(U,)``."""
+        return {
+            group.name: int((~part).sum())
+            for group, part in self._parts(is_open)
+            if group.kind == KIND and not bool(part.all())
+        }
 
     def _parts(self, flat: Tensor) -> Iterator[tuple[Group, Tensor]]:
         """Each counted group with its part of a vector ``(U,)``, a view."""

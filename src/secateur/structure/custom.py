@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import TraceError
+from secateur.structure.outputs import translated
 from secateur.structure.tensors import listed
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def regrouped(structure: Structure, groups: Sequence[Group]) -> Structure:
         axes=tuple(axis(one) for one in structure.axes),
         attributes=tuple(replace(one, axis=axis(one.axis)) for one in structure.attributes),
         norms=tuple(replace(one, axis=axis(one.axis)) for one in structure.norms),
+        outputs=translated(structure.outputs, {name: np.flatnonzero(~gone) for name, gone in taken.items()}, groups),
         widths=tuple(dict.fromkeys(wide for one in structure.widths if (wide := axis(one)).per_group)),
     )
 

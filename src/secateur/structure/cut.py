@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from secateur.errors import CompactionError
 from secateur.structure.describe import described
+from secateur.structure.scale import SCALE, scale_output_
 from secateur.structure.select import Select, select_input_
 from secateur.structure.tensors import Slot, dimension_order, in_order, in_place_of, listed, misfits, slots_of
 from secateur.structure.zeros import Zeros
@@ -44,6 +45,8 @@ class CutPlan:
             are: along the channels of a convolution, along the last dimension of any other layer.
         rescales: by tensor name, ``(factor, offset)``: what is kept becomes ``(w + offset) * factor - offset``, as the
             weight of an RMSNorm must that is computed over fewer inputs.
+        scales: by a module's path, the dimension along which its output is multiplied by a buffer of its own
+            (`scale_output_`), and the (small) size of that.
         zeros: paths of modules that become ones that return zeros (`Zeros`), as large as their first argument.
         dense: shapes that the parameters and buffers have before the cut; may be left out, and is then not checked.
 
@@ -63,6 +66,7 @@ class CutPlan:
     dense: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rescales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     zeros: tuple[str, ...] = ()
+    scales: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON data; each distinct list of positions is written once, for many tensors share theirs."""
@@ -81,6 +85,7 @@ class CutPlan:
             "dense": {name: list(shape) for name, shape in self.dense.items()},
             "rescales": {name: [factor, offset] for name, (factor, offset) in self.rescales.items()},
             **({"zeros": list(self.zeros)} if self.zeros else {}),
+            **({"scales": {path: list(scale) for path, scale in self.scales.items()}} if self.scales else {}),
         }
 
     @classmethod
@@ -102,6 +107,7 @@ class CutPlan:
                 dense={str(name): tuple(int(size) for size in shape) for name, shape in data["dense"].items()},
                 rescales={str(name): (float(f), float(o)) for name, (f, o) in data["rescales"].items()},
                 zeros=tuple(str(path) for path in data.get("zeros", ())),
+                scales={str(path): (int(dim), int(size)) for path, (dim, size) in data.get("scales", {}).items()},
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CompactionError(f"this does not describe a cut: {type(error).__name__}: {error}") from error
@@ -115,7 +121,12 @@ class CutPlan:
         if twice := sorted(set(self.selects) & set(later.selects)):
             raise CompactionError(f"{listed(twice)}: the input is selected already; compact the dense model in one go")
         tensors: dict[str, dict[int, Positions]] = {name: dict(cuts) for name, cuts in self.tensors.items()}
+        scales = {**self.scales, **later.scales}
         for name, cuts in later.tensors.items():
+            path, _, key = name.rpartition(".")
+            if key == SCALE and path in self.scales:  # the dense module has no such buffer: it is made small
+                scales[path] = (scales[path][0], len(cuts[0]))
+                continue
             mine = tensors.setdefault(name, {})
             for dim, kept in cuts.items():
                 mine[dim] = tuple(mine[dim][position] for position in kept) if dim in mine else kept
@@ -126,6 +137,7 @@ class CutPlan:
             dense=self.dense,
             rescales={**self.rescales, **later.rescales, **_both(self.rescales, later.rescales)},
             zeros=tuple(sorted({*self.zeros, *later.zeros})),
+            scales=scales,
         )
 
 
@@ -149,6 +161,7 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
     attributes = _checked_attributes(module, plan)
     selected = _checked_selects(module, plan, cuts)
     branches = _checked_zeros(module, plan)
+    scaled = _checked_scales(module, plan)
     rescales = {id(slots[name].tensor): how for name, how in plan.rescales.items() if name in slots}
     replaced = {
         key: in_place_of(tensor, _rescaled(cut_tensor(tensor, dims), *rescales.get(key, (1.0, 0.0))))
@@ -166,6 +179,10 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
         select_input_(layer, _index(positions, cast("torch.Tensor", layer.weight)))
     for owner, key in branches:
         owner._modules[key] = Zeros().train(owner.training)
+    for part, dim, size in scaled:
+        like = next((slot.tensor for slot in slots.values() if slot.tensor.is_floating_point()), torch.ones(()))
+        with _mode_of(like):
+            scale_output_(part, torch.ones(size, dtype=like.dtype, device=like.device), dim)
 
 
 def cut_tensor(tensor: torch.Tensor, cuts: Cuts) -> torch.Tensor:
@@ -311,6 +328,23 @@ def _checked_zeros(module: nn.Module, plan: CutPlan) -> list[tuple[nn.Module, st
                 found.append((owner, key))
             else:
                 problems.append("the whole module cannot become zeros")
+    _raise(module, problems)
+    return found
+
+
+def _checked_scales(module: nn.Module, plan: CutPlan) -> list[tuple[nn.Module, int, int]]:
+    """The modules whose output is to be multiplied, the dimension, and its size."""
+    found: list[tuple[nn.Module, int, int]] = []
+    problems = []
+    for path, (dim, size) in plan.scales.items():
+        try:
+            part = module.get_submodule(path)
+        except AttributeError:
+            problems.append(f"{path}: no such module")
+            continue
+        if hasattr(part, SCALE):
+            problems.append(f"{path}: its output is multiplied already; compact the dense model in one go")
+        found.append((part, dim, size))
     _raise(module, problems)
     return found
 

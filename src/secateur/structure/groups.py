@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from secateur.errors import TraceError
 from secateur.structure.custom import Parts, custom_group, regrouped
 from secateur.structure.cut import CutPlan
+from secateur.structure.outputs import Output
 from secateur.structure.table import table
 
 __all__ = ["FLAT", "Attribute", "Axis", "Cost", "Frozen", "Group", "Keep", "Member", "NormWidth", "Structure", "Term"]
@@ -62,7 +63,8 @@ class Group:
         members: every slice that goes with a unit; at least one is a consumer.
         kind: ``"structured"`` for groups that the trace found, ``"heads"`` where these are attention heads;
             ``"inputs"`` for single inputs of one layer, ``"weights"`` for the scalars of one tensor, ``"blocks"`` for a
-            whole branch, ``"custom"`` for those that `Structure.custom` makes.
+            whole branch, ``"activations"`` for positions of what a module returns, ``"custom"`` for those that
+            `Structure.custom` makes.
         parts: of a custom group, the names of traced groups, and int64 ``(U, k)``, their units in each of its units.
     """
 
@@ -75,7 +77,9 @@ class Group:
     @property
     def least(self) -> int:
         """Units that always stay: one, but no single weight; none of a single custom unit, of which a part stays."""
-        return 0 if self.kind in ("weights", "blocks") or (self.kind == "custom" and self.size == 1) else 1
+        return (
+            0 if self.kind in ("weights", "blocks", "activations") or (self.kind == "custom" and self.size == 1) else 1
+        )
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -188,6 +192,7 @@ class Structure:
         widths: sizes of the dimensions that matrix products and convolutions run over, where units change them.
         notes: what could not be looked at while tracing.
         latency_terms: nanoseconds of one forward of the first example, where a latency model was fitted.
+        outputs: what modules return, and which units lie along it.
 
     Example:
         >>> import secateur as sc
@@ -211,6 +216,7 @@ class Structure:
     widths: tuple[Axis, ...] = ()
     notes: tuple[str, ...] = ()
     latency_terms: tuple[Term, ...] = ()
+    outputs: tuple[Output, ...] = ()
 
     @property
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...], tuple[Term, ...]]:

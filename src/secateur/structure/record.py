@@ -65,12 +65,14 @@ class Recorder(TorchDispatchMode):
         entries: the record so far.
         stack: qualified names of the modules in execution, kept by hooks of ``watch``.
         on_entry: called with each entry and its position; may raise to end the run.
+        returned: the label of what the first call of each module returned, where that is one tensor.
     """
 
     coupling: Coupling
     entries: list[Entry] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
     on_entry: Callable[[int, Entry], None] | None = None
+    returned: dict[str, Label] = field(default_factory=dict)
     read: MutableMapping[torch.Tensor, bool] = field(default_factory=_by_tensor)
     _labels: MutableMapping[torch.Tensor, Label] = field(default_factory=_by_tensor)
     _aliases: dict[int, MutableMapping[torch.Tensor, bool]] = field(default_factory=dict)
@@ -385,6 +387,8 @@ def watch(model: nn.Module, recorder: Recorder) -> Iterator[None]:
             def leave(_module: nn.Module, _args: Any, _out: Any, *, _name: str = name) -> None:
                 while recorder.stack and recorder.stack.pop() != _name:
                     pass
+                if isinstance(_out, torch.Tensor):
+                    recorder.returned.setdefault(_name, recorder.label(_out))
 
             for handle in (
                 module.register_forward_pre_hook(enter, prepend=True),

@@ -53,12 +53,14 @@ class Run:
         outputs: labels of the tensors that it returned.
         escaped: labels of tensors that outlived it in another way.
         read: names of the parameters and buffers that it read.
+        returned: labels of what the modules returned.
     """
 
     entries: list[Entry]
     outputs: list[Label]
     escaped: list[Label]
     read: frozenset[str]
+    returned: Mapping[str, Label]
 
 
 class RunFailure(Exception):  # noqa: N818 - what failed is the user's model, not this code
@@ -147,7 +149,7 @@ def run(
     read = frozenset(name for name, tensor in tensors.items() if recorder.read.get(tensor))
     del out, returned, args, kwargs
     escaped = recorder.alive(besides=known) if coupling.recording else []
-    return Run(recorder.entries, outputs, escaped, read)
+    return Run(recorder.entries, outputs, escaped, read, recorder.returned)
 
 
 @contextmanager

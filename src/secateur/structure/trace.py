@@ -23,6 +23,7 @@ from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import group_units
 from secateur.structure.groups import Structure
 from secateur.structure.norms import RmsNorm, find_rms_norms
+from secateur.structure.outputs import outputs_of
 from secateur.structure.plain import computed, unfit
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
@@ -68,7 +69,7 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     while True:
         grouping = group_units(coupling, sites, read, norms, notes)
         if not grouping.structure.groups:
-            return grouping.structure
+            return replace(grouping.structure, outputs=outputs_of(recorded[0].run.returned, grouping))
         pairs = any(group.size == 2 for group in grouping.structure.groups)
         for trial in [
             Trial(model, recorded, sites, grouping, norms, pairs=p) for p in ((False, True) if pairs else (False,))
@@ -77,7 +78,8 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
             if deviation is not None:
                 break
         else:
-            return replace(grouping.structure, attributes=attributes.rules(grouping))
+            outputs = outputs_of(recorded[0].run.returned, grouping)
+            return replace(grouping.structure, attributes=attributes.rules(grouping), outputs=outputs)
         blamed = trial.blame(deviation)
         if not blamed:
             raise TraceError(
