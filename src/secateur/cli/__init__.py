@@ -1,4 +1,4 @@
-"""The command line: ``secateur train | inspect | report``."""
+"""The command line: ``secateur train | inspect | report | reproduce``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import typer
 
 from secateur.cli.inspect import inspect
 from secateur.cli.report import report
+from secateur.cli.reproduce import reproduce
 from secateur.cli.train import train
 
 __all__ = ["app"]
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(inspect)
 app.command()(report)
+app.command()(reproduce)
 
 
 @app.callback()

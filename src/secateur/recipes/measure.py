@@ -9,7 +9,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import SecateurError
 
-__all__ = ["Latency", "accuracy", "largest_difference", "latencies", "n_bytes", "n_macs", "n_params"]
+__all__ = ["Latency", "accuracy", "largest_difference", "latencies", "n_bytes", "n_macs", "n_params", "step_ratios"]
 
 #: Examples in one evaluation batch: bounds memory, changes no result.
 EVALUATION_BATCH = 1000
@@ -126,3 +126,37 @@ def latencies(models: Mapping[str, nn.Module], x: Tensor, rounds: int = 50) -> d
                     seconds[name].append(time.perf_counter() - start)
     quartiles = {name: statistics.quantiles(times, n=4, method="inclusive") for name, times in seconds.items()}
     return {name: Latency(1e3 * q[1], 1e3 * q[0], 1e3 * q[2]) for name, q in quartiles.items()}
+
+
+def step_ratios(steps: Mapping[str, Callable[[], object]], base: str, rounds: int = 30) -> dict[str, Latency]:
+    """Times of steps over that of one of them, taken turn by turn in one process; round by round, then the median.
+
+    Processor time counts, so that other programs' work does not; on an accelerator a step has to wait for its end.
+
+    Args:
+        steps: by name; each call is one step.
+        base: the name of the step that the others are divided by.
+        rounds: calls of each, at least 2.
+
+    Raises:
+        SecateurError: ``rounds`` is under 2.
+
+    Returns:
+        Ratios by name, without the base.
+    """
+    if rounds < 2:
+        raise SecateurError(f"step_ratios: rounds={rounds}; expected at least 2")
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(WARM_UP_ROUNDS + rounds):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            if turn >= WARM_UP_ROUNDS:
+                found[name].append(time.process_time() - start)
+    ratios = {
+        name: [own / other for own, other in zip(times, found[base], strict=True)]
+        for name, times in found.items()
+        if name != base
+    }
+    quartiles = {name: statistics.quantiles(each, n=4, method="inclusive") for name, each in ratios.items()}
+    return {name: Latency(q[1], q[0], q[2]) for name, q in quartiles.items()}

@@ -18,10 +18,15 @@ from secateur.recipes.measure import Latency
 from secateur.recipes.settings import Settings
 from secateur.recipes.task import Outcome, Row
 
-__all__ = ["FORMAT", "read_record", "write_record", "write_text"]
+__all__ = ["FORMAT", "read_record", "versions", "write_record", "write_text"]
 
 #: Version of the record's layout; other versions are refused, never guessed at.
 FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """What a result was found with."""
+    return {"secateur": sc.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +43,7 @@ def write_record(path: Path, outcome: Outcome) -> None:
     """Writes the outcome of a run and the versions that it was found with as JSON."""
     content = {
         "format": FORMAT,
-        "versions": {"secateur": sc.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         **dataclasses.asdict(outcome),
     }

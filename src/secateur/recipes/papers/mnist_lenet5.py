@@ -1,0 +1,43 @@
+"""LeNet-5-Caffe on MNIST: gates on feature maps and on the inputs of both dense layers."""
+
+from __future__ import annotations
+
+from secateur.recipes.papers.recipe import Distillation, Point, Recipe, opened
+from secateur.recipes.train import Phase
+
+__all__ = ["OURS", "PAPER"]
+
+#: As published: Adam for gates and weights alike, 200 epochs, inputs in [0, 1], drop rate 0.5 everywhere. The authors'
+#: weight decay of LeNet-5 is divided by the number of images twice, and so is none.
+PAPER = Recipe(
+    experiment="mnist-lenet5",
+    name="paper",
+    version=1,
+    data="mnist",
+    net="lenet-5",
+    methods={
+        "hard-concrete": {"init_open": opened(0.5)},
+        "arm": {"init_open": 0.5},
+        "ar": {"init_open": 0.5},
+    },
+    points=(Point(lambdas=(0.1, 0.1, 0.1, 0.1)), Point(lambdas=(10.0, 0.5, 0.1, 10.0))),
+    dense=Phase("dense", 200, batch=100, lr=1e-3, milestones=(200,)),
+    gated=Phase("gated", 200, batch=100, lr=1e-3, gate_lr=1e-3, milestones=(200,), average=0.999),
+)
+
+#: Whatever reaches the size with the least error, within 60 epochs.
+OURS = Recipe(
+    experiment="mnist-lenet5",
+    name="ours",
+    version=1,
+    data="mnist",
+    net="lenet-5",
+    methods={"hard-concrete": {}, "arm": {}, "ar": {}, "diffprune": {}, "diff-sparse": {}, "magnitude": {}},
+    points=(Point(keep_params=0.0138), Point(keep_params=0.0049)),
+    dense=Phase("dense", 30, batch=128, lr=1e-3),
+    gated=Phase("gated", 20, batch=128, lr=1e-3, gate_lr=0.02),
+    tuned=Phase("tuned", 40, batch=128, lr=2e-3),
+    dropout={"fc1": 0.25, "fc2": 0.5},
+    distillation=Distillation(temperature=2.0, share=0.9),
+    half=True,
+)

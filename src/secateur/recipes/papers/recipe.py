@@ -1,0 +1,241 @@
+"""What one experiment is made of: a typed value, so that two runs of the same recipe did the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import secateur as sc
+from secateur.errors import SecateurError
+from secateur.recipes.train import Phase
+
+__all__ = ["Distillation", "Job", "Point", "Recipe", "opened"]
+
+#: Difference between the logit of a hard concrete gate's open chance and its log alpha: 2/3 ln 11.
+OPEN_SHIFT = 2 / 3 * math.log(11)
+
+
+def opened(drop_rate: float) -> float:
+    """The open chance of a hard concrete gate that the papers give by the drop rate of its log alpha.
+
+    Args:
+        drop_rate: p, in (0, 1), with ``log alpha = logit(1 - p)``.
+
+    Example:
+        >>> round(opened(0.5), 3), round(opened(0.2), 3), round(opened(0.3), 3)
+        (0.832, 0.952, 0.92)
+    """
+    return 1 / (1 + math.exp(-OPEN_SHIFT) * drop_rate / (1 - drop_rate))
+
+
+@dataclass(frozen=True)
+class Point:
+    """How small a network is to become: a share of its cost, or the papers' weights of the L0 norm.
+
+    Args:
+        keep_params: share of the dense parameters to end at, in (0, 1], or None.
+        keep_macs: share of the dense multiply-accumulates, alike.
+        lambdas: weight of each gated layer's L0 norm, before the division by the number of training images.
+
+    Raises:
+        SecateurError: not exactly one of the three is given, or a number is outside its range.
+
+    Example:
+        >>> Point(keep_params=0.1).name, Point(lambdas=(0.1, 0.3)).name
+        ('params0.1', 'lambda0.1-0.3')
+    """
+
+    keep_params: float | None = None
+    keep_macs: float | None = None
+    lambdas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        shares = {"keep_params": self.keep_params, "keep_macs": self.keep_macs}
+        given = [name for name, share in shares.items() if share is not None] + ["lambdas"] * bool(self.lambdas)
+        problems = [] if len(given) == 1 else [f"got {' and '.join(given) or 'nothing'}, expected one of the three"]
+        problems += [
+            f"{name}={share}, expected a share in (0, 1]"
+            for name, share in shares.items()
+            if share is not None and not 0 < share <= 1
+        ]
+        if any(not 0 <= weight < math.inf for weight in self.lambdas):
+            problems.append(f"lambdas={self.lambdas}, expected finite numbers of at least 0")
+        if problems:
+            raise SecateurError("a point of an experiment: " + "; ".join(problems))
+
+    @property
+    def name(self) -> str:
+        """Short enough for a file name."""
+        if self.lambdas:
+            return "lambda" + "-".join(f"{weight:g}" for weight in self.lambdas)
+        return f"params{self.keep_params:g}" if self.keep_params is not None else f"macs{self.keep_macs:g}"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    r"""The loss of a network that learns from another's outputs as well as from the labels.
+
+    :math:`(1 - s)\,\mathrm{CE}(y, p) + s\,T^2\,\mathrm{KL}(q_T \| p_T)`, with p the network's and q the teacher's
+    distribution, and the index T for logits divided by T.
+
+    Args:
+        temperature: T, > 0.
+        share: s, in [0, 1].
+
+    Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+
+    temperature: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment: what is trained on what, how, and to which sizes.
+
+    Args:
+        experiment: the name that it is asked for by.
+        name: ``"paper"``, what was published, or ``"ours"``.
+        version: grows whenever anything here changes; records of other versions are never mixed.
+        data: a name in ``DATA_SETS``.
+        net: a name in ``NETWORKS``.
+        methods: what each method is made with, by its name in ``secateur.gates.METHODS``; their order is that of runs.
+        points: the sizes.
+        dense: how the network without gates is trained, which also teaches where there is distillation.
+        gated: how the network with gates is trained.
+        tuned: how the compact network is trained on; None where the paper ends with the gates.
+        pixels: ``"unit"``, in [0, 1], or ``"standardised"``.
+        augmented: whether images are shifted by up to 4 pixels and mirrored, as the papers do for CIFAR.
+        dropout: rate at the inputs of a layer while the dense network trains, by the layer's name.
+        distillation: what the gated, tuned and scratch networks learn from the dense one; None for nothing.
+        label_smoothing: share of the label that is spread over all classes in these, in [0, 1).
+        hold: share of the gated steps before the budget's target falls.
+        ramp: share of them in which it falls.
+        weight_decay: L2 of the gated layers' weights, each unit's weighted by its open chance; the papers' penalty.
+        half: whether forward passes run in bfloat16 where torch thinks it safe.
+    """
+
+    experiment: str
+    name: Literal["paper", "ours"]
+    version: int
+    data: str
+    net: str
+    methods: Mapping[str, Mapping[str, Any]]
+    points: tuple[Point, ...]
+    dense: Phase
+    gated: Phase
+    tuned: Phase | None = None
+    pixels: Literal["unit", "standardised"] = "unit"
+    augmented: bool = False
+    dropout: Mapping[str, float] = field(default_factory=dict)
+    distillation: Distillation | None = None
+    label_smoothing: float = 0.0
+    hold: float = 0.1
+    ramp: float = 0.5
+    weight_decay: float = 0.0
+    half: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data until the compact network is done."""
+        return self.gated.epochs + (0 if self.tuned is None else self.tuned.epochs)
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as values that JSON can hold, without the choice of methods and points."""
+        content = dataclasses.asdict(self)
+        del content["points"], content["methods"]
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
+
+    def shortened(self, epochs: int) -> Recipe:
+        """The same with so many epochs in each phase, for trying out; records of it say so by their version 0."""
+        phases = {
+            name: None if phase is None else dataclasses.replace(phase, epochs=epochs, milestones=phase.milestones[:1])
+            for name, phase in (("dense", self.dense), ("gated", self.gated), ("tuned", self.tuned))
+        }
+        return dataclasses.replace(self, version=0, **phases)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a recipe with one method, at one point, from one seed.
+
+    Args:
+        recipe: the experiment.
+        method: a name in the recipe's ``methods``.
+        point: the size.
+        seed: of initial weights, order of examples, gates and all else that is drawn.
+        validated: whether the network is judged on a part of the training images that it does not see, and the test
+            images stay untouched.
+
+    Raises:
+        SecateurError: the method or the point is none of the recipe.
+    """
+
+    recipe: Recipe
+    method: str
+    point: Point
+    seed: int
+    validated: bool = False
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        where = f"{recipe.experiment}, recipe {recipe.name!r}"
+        problems = []
+        if self.method not in recipe.methods:
+            advice = "; what was not published has no paper recipe: use --recipe ours" if recipe.name == "paper" else ""
+            problems.append(f"{where}: no method {self.method!r}; there are {', '.join(recipe.methods)}{advice}")
+        if bool(self.point.lambdas) != (recipe.name == "paper"):
+            problems.append(
+                f"{where}: takes {'lambdas' if recipe.name == 'paper' else 'a budget'}, not {self.point.name}"
+            )
+        if self.point.lambdas and len(self.point.lambdas) != len(recipe.points[0].lambdas):
+            n = len(recipe.points[0].lambdas)
+            problems.append(f"{where}: {len(self.point.lambdas)} lambdas, expected {n}, one for each gated layer")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed}; expected at least 0")
+        if problems:
+            raise SecateurError("; ".join(problems))
+
+    @property
+    def title(self) -> str:
+        """The name of its record, without its suffix."""
+        recipe = self.recipe
+        words = [recipe.experiment, recipe.name, self.method, self.point.name, f"seed{self.seed}"]
+        return "-".join(words + ["validated"] * self.validated)
+
+    @property
+    def dense_title(self) -> str:
+        """The name of what all methods of a recipe share for a seed."""
+        recipe = self.recipe
+        words = [recipe.experiment, recipe.name, "dense", f"v{recipe.version}", f"seed{self.seed}"]
+        return "-".join(words + ["validated"] * self.validated)
+
+    def phase(self, name: str) -> Phase:
+        """One of the recipe's phases with this run's seed; another order of examples for each."""
+        recipe = self.recipe
+        found = {"dense": recipe.dense, "gated": recipe.gated, "tuned": recipe.tuned}
+        if name == "scratch":
+            like = recipe.tuned or recipe.gated
+            return dataclasses.replace(like, name=name, epochs=recipe.epochs, gate_lr=0.0, seed=self.seed)
+        phase = found[name]
+        assert phase is not None
+        # Another order of examples after the cut.
+        return dataclasses.replace(phase, name=name, seed=self.seed + (name == "tuned"))
+
+    def budget(self, steps: int) -> sc.Budget | None:
+        """What the gates are steered to over so many optimizer steps; None where lambdas say it."""
+        point, recipe = self.point, self.recipe
+        if point.lambdas:
+            return None
+        return sc.Budget(
+            keep_params=point.keep_params,
+            keep_macs=point.keep_macs,
+            steps=steps,
+            hold=recipe.hold,
+            ramp=recipe.ramp,
+        )

@@ -1,0 +1,252 @@
+"""The page of all records: the papers' rows and ours side by side. Nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.recipes.networks import network
+from secateur.recipes.papers.experiments import EXPERIMENTS
+from secateur.recipes.papers.published import PUBLISHED, TARGETS, Target
+from secateur.recipes.papers.recipe import Job, Recipe
+from secateur.recipes.papers.result import Result, is_of, read_result
+
+__all__ = ["Row", "collected", "one_line", "page_of", "rows_of"]
+
+HEADINGS = (
+    "network",
+    "kept",
+    "pruned %",
+    "parameters %",
+    "MACs %",
+    "error % (last)",
+    "best epoch",
+    "same widths from scratch",
+    "dense",
+    "seeds",
+)
+#: Seeds that a mean is asked of.
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """All seeds of one recipe, method and point.
+
+    Args:
+        results: one for each seed, in order.
+    """
+
+    results: tuple[Result, ...]
+
+    @property
+    def first(self) -> Result:
+        """The record of the first seed, for what all share."""
+        return self.results[0]
+
+    def mean(self, network: str, which: str = "last") -> float:
+        """Mean error of one of the networks."""
+        return statistics.fmean(getattr(result.errors[network], which) for result in self.results)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the compact network's last error; 0 for one seed."""
+        errors = [result.errors["final"].last for result in self.results]
+        return statistics.stdev(errors) if len(errors) > 1 else 0.0
+
+    @property
+    def pruned(self) -> float | None:
+        """Mean prune rate by the papers' formula."""
+        rates = [result.pruned for result in self.results if result.pruned is not None]
+        return statistics.fmean(rates) if rates else None
+
+    @property
+    def params(self) -> float:
+        """Mean share of the parameters that is left."""
+        return statistics.fmean(result.params / result.dense_params for result in self.results)
+
+    @property
+    def macs(self) -> float:
+        """Mean share of the multiply-accumulates that is left."""
+        return statistics.fmean(result.macs / result.dense_macs for result in self.results)
+
+
+def collected(directory: Path) -> tuple[list[Result], list[str]]:
+    """All records of recipes as they are now, and what was left out and why.
+
+    Raises:
+        SecateurError: a file is no record.
+    """
+    found, notes = [], []
+    for path in sorted(directory.glob("*.json")):
+        result = read_result(path)
+        if reason := _other(result):
+            notes.append(f"{path.name} is left out: it was made with {reason}")
+        elif result.validated:
+            notes.append(f"{path.name} is left out: it was judged on training images")
+        else:
+            found.append(result)
+    return found, notes
+
+
+def _other(result: Result) -> str:
+    recipe = EXPERIMENTS.get(result.experiment, {}).get(result.recipe)
+    if recipe is None or result.method not in recipe.methods:
+        return f"the recipe {result.recipe!r} of {result.experiment!r} with {result.method}, which there is no more"
+    return is_of(result, Job(recipe, result.method, recipe.points[0], result.seed))
+
+
+def rows_of(results: Iterable[Result], experiment: str) -> list[Row]:
+    """The rows of one experiment, in the order of its recipes, methods and sizes."""
+    by_row: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        if result.experiment == experiment:
+            by_row[result.recipe, result.method, result.point].append(result)
+    recipes = EXPERIMENTS[experiment]
+    order = {(name, method): i for name in recipes for i, method in enumerate(recipes[name].methods)}
+
+    def place(row: Row) -> tuple[bool, float, int]:
+        size = round(statistics.fmean(one.params for one in row.results) / row.first.dense_params, 3)
+        return row.first.recipe == "paper", -size, order[row.first.recipe, row.first.method]
+
+    rows = [Row(tuple(sorted(same, key=lambda one: one.seed))) for same in by_row.values()]
+    return sorted(rows, key=place)
+
+
+def one_line(result: Result) -> str:
+    """A run in one line, for a terminal."""
+    kept = "-".join(map(str, result.kept)) or f"{result.params:,} parameters"
+    rate = "" if result.pruned is None else f", {result.pruned:.2%} pruned"
+    errors = ", ".join(f"{name} {error.last:.2f}%" for name, error in result.errors.items())
+    held_out = "held-out training images" if result.validated else "test images"
+    return f"{result.method} {result.point} seed {result.seed}: {kept}{rate}; error on {held_out}: {errors}"
+
+
+def page_of(results: Sequence[Result], notes: Sequence[str], drawing: str) -> str:
+    """The Markdown page.
+
+    Args:
+        results: records of the recipes as they are now.
+        notes: what was left out.
+        drawing: file of the picture, beside the page.
+    """
+    lines = [
+        "# The papers' tables",
+        "",
+        INTRODUCTION,
+        "",
+        f"![Error against parameters and multiply-accumulates]({drawing})",
+        "",
+    ]
+    for experiment in EXPERIMENTS:
+        if rows := rows_of(results, experiment):
+            lines += [f"## {experiment}", "", *_recipes(rows), *_table(rows, experiment), *_judged(rows, experiment)]
+    lines += ["## How to read it", "", READING, ""]
+    if notes:
+        lines += ["## Left out", "", *(f"- {note}." for note in notes), ""]
+    lines += ["```", "secateur reproduce --report", "```", ""]
+    return "\n".join(lines)
+
+
+def _recipes(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(row.first.recipe for row in rows):
+        recipe = EXPERIMENTS[rows[0].first.experiment][name]
+        lines += [f"- *{name}*, version {recipe.version}: {_described(recipe)}."]
+    return [*lines, ""]
+
+
+def _described(recipe: Recipe) -> str:
+    phases = [("dense", recipe.dense), ("with gates", recipe.gated), ("after the cut", recipe.tuned)]
+    parts = [f"{phase.epochs} epochs {name}" for name, phase in phases if phase is not None]
+    if recipe.distillation is not None:
+        taught = recipe.distillation
+        parts.append(f"learns from the dense network at temperature {taught.temperature:g}, share {taught.share:g}")
+    if recipe.dropout:
+        rates = ", ".join(f"{rate:g} before {layer}" for layer, rate in recipe.dropout.items())
+        parts.append(f"dropout of the dense network {rates}")
+    if recipe.gated.average:
+        parts.append(f"parameters averaged with a memory of {recipe.gated.average:g}")
+    return ", ".join(parts)
+
+
+def _table(rows: Sequence[Row], experiment: str) -> list[str]:
+    net = network(rows[0].first.schedule["net"])
+    lines = [
+        f"| {' | '.join(HEADINGS)} |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for published in PUBLISHED.get(experiment, ()):
+        rate = f"{100 * net.pruned(published.kept):.2f}" if published.kept and net.pruned is not None else "-"
+        kept = "-".join(map(str, published.kept)) or "-"
+        lines.append(f"| {published.name} (paper) | {kept} | {rate} | - | - | - | {published.error:.1f} | - | - | - |")
+    for row in rows:
+        kept = "; ".join("-".join(map(str, result.kept)) for result in row.results if result.kept) or "-"
+        rate = "-" if row.pruned is None else f"{100 * row.pruned:.2f}"
+        spread = f" ± {row.deviation:.2f}" if len(row.results) > 1 else ""
+        cells = [
+            f"**{row.first.method}**, {row.first.recipe}, {row.first.point}",
+            kept,
+            rate,
+            f"{100 * row.params:.2f}",
+            f"{100 * row.macs:.2f}",
+            f"**{row.mean('final'):.2f}**{spread}",
+            f"{row.mean('final', 'best'):.2f}",
+            f"{row.mean('scratch'):.2f}",
+            f"{row.mean('dense'):.2f}",
+            str(len(row.results)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _judged(rows: Sequence[Row], experiment: str) -> list[str]:
+    ours = [row for row in rows if row.first.recipe == "ours"]
+    targets = TARGETS.get(experiment, ())
+    if not ours or not targets:
+        return []
+    lines = ["| asked for | of | found | |", "| --- | --- | --- | --- |"]
+    for target in targets:
+        asked = f"at least {target.pruned:.2%} pruned at {target.error:g}% error or less"
+        of = f"{target.method} ({target.source})" if target.method else "the best method"
+        found, verdict = _met(ours, target)
+        lines.append(f"| {asked} | {of} | {found} | {verdict} |")
+    return [*lines, ""]
+
+
+def _met(rows: Sequence[Row], target: Target) -> tuple[str, str]:
+    """The row of least error that is pruned enough, and whether it meets the target."""
+    fitting = [
+        row
+        for row in rows
+        if row.pruned is not None and row.pruned >= target.pruned and target.method in {"", row.first.method}
+    ]
+    if not fitting:
+        return "no run at this size yet", "open"
+    best = min(fitting, key=lambda row: row.mean("final"))
+    assert best.pruned is not None
+    error, seeds = best.mean("final"), len(best.results)
+    found = f"{best.first.method}: {best.pruned:.2%} at {error:.2f}%"
+    if error > target.error:
+        return found, f"missed by {error - target.error:.2f} points"
+    return found, "met" if seeds >= SEEDS else f"met so far, by {seeds} of {SEEDS} seeds"
+
+
+#: What does not depend on any number.
+INTRODUCTION = """\
+Errors are those on the test images after the last epoch, mean and standard deviation over seeds; the least error of any
+epoch, which papers report, stands apart. The papers' rows give only that one, and they are recollected. Prune rates are
+by the papers' formula, from live units: an input that lies in a closed feature map does not count. Neither augmentation
+of MNIST nor an outside teacher was used. Hyper-parameters were chosen with `--validate`, which judges on 5,000 of the
+training images and trains on the other 55,000; the test images chose nothing. Final runs train on all 60,000. *Same
+widths from scratch* is a network of the kept widths, trained alike for as many epochs, without gates."""
+READING = """\
+- The best of many epochs on the test images is lower than the last, by as much as the epochs scatter. Compare papers
+  with the column *best epoch* and networks with the other one.
+- DiffPrune and Differentiable Sparsification are readings of their abstracts: their rows say what these readings do,
+  not what the papers' own code would.
+- Where the same widths from scratch do as well, gates found the widths, and the weights that they kept were worth no
+  more than fresh ones."""

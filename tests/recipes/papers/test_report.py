@@ -1,0 +1,73 @@
+"""The page and its picture, from records that were made up."""
+
+from pathlib import Path
+
+import pytest
+from tests.recipes.papers.test_result import made
+
+from secateur.recipes.papers.picture import picture
+from secateur.recipes.papers.report import collected, one_line, page_of, rows_of
+from secateur.recipes.papers.result import Error, write_result
+
+
+def test_rows_are_means_over_seeds_and_errors_stand_apart():
+    errors = [1.2, 1.4, 1.9]
+    results = [made(seed=seed, error=error) for seed, error in enumerate(errors)] + [made("ar")]
+    rows = rows_of(results, "mnist-mlp")
+    assert [(row.first.method, len(row.results)) for row in rows] == [("arm", 3), ("ar", 1)]
+    assert rows[0].mean("final") == pytest.approx(1.5)
+    assert rows[0].mean("final", "best") == pytest.approx(1.4)
+    assert rows[0].deviation == pytest.approx(0.3606, abs=1e-4)
+    page = page_of(results, [], "results.svg")
+    assert "| **arm**, ours, params0.0985 | 219-100-40; 219-100-40; 219-100-40 | 90.12 |" in page
+    assert "**1.50** ± 0.36" in page
+    assert "| L0-HC, lambda per layer (paper) | 266-88-33 | 89.99 |" in page
+
+
+@pytest.mark.parametrize(
+    ("results", "verdict"),
+    [
+        ([made(seed=seed, error=1.5) for seed in range(3)], "arm: 90.12% at 1.50% | met |"),
+        ([made(error=1.5)], "arm: 90.12% at 1.50% | met so far, by 1 of 3 seeds |"),
+        ([made(seed=seed, error=1.61) for seed in range(3)], "arm: 90.12% at 1.61% | missed by 0.11 points |"),
+    ],
+)
+def test_targets_are_judged_by_the_mean_of_the_last_epochs(results: list, verdict: str):
+    lines = page_of(results, [], "results.svg").splitlines()
+    asked = next(line for line in lines if line.startswith("| at least 90.00% pruned"))
+    assert verdict in asked
+    smaller = next(line for line in lines if line.startswith("| at least 93.30% pruned"))
+    assert "no run at this size yet | open" in smaller
+
+
+def test_records_of_other_versions_are_said_and_left_out(tmp_path: Path):
+    write_result(tmp_path / "a.json", made())
+    write_result(tmp_path / "b.json", made(seed=1, version=0))
+    write_result(tmp_path / "c.json", made(seed=2, validated=True))
+    write_result(tmp_path / "d.json", made(seed=3, experiment="mnist-svm"))
+    found, notes = collected(tmp_path)
+    assert found == [made()]
+    assert len(notes) == 3
+    assert "b.json is left out: it was made with version 0 of the recipe, which is at version" in notes[0]
+    assert "c.json is left out: it was judged on training images" in notes[1]
+    assert "'mnist-svm'" in notes[2]
+    assert all(note in page_of(found, notes, "results.svg") for note in notes)
+
+
+def test_the_same_records_give_the_same_picture(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    results = [made(seed=seed, error=1.5 + seed / 10) for seed in range(3)] + [made("ar", keep=1)]
+    texts = []
+    for name in ("one.svg", "two.svg"):
+        picture(results, tmp_path / name)
+        texts.append((tmp_path / name).read_text())
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("<?xml")
+    assert "arm, ours" in texts[0]
+
+
+def test_a_run_is_told_in_one_line():
+    line = one_line(made(errors={"final": Error(1.5, 1.4), "scratch": Error(2.0, 1.9)}))
+    assert line == (
+        "arm params0.0985 seed 0: 219-100-40, 90.12% pruned; error on test images: final 1.50%, scratch 2.00%"
+    )
