@@ -15,6 +15,7 @@ from secateur.gates import (
     method_from_name,
 )
 from secateur.pruning.activations import output_group
+from secateur.pruning.activity import ActivityL2
 from secateur.pruning.attach import attach
 from secateur.pruning.finalize import Report
 from secateur.pruning.pruner import Pruner
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ARM",
+    "ActivityL2",
     "Budget",
     "BudgetError",
     "CompactionError",

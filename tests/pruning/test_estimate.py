@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -107,6 +108,29 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc3(torch.relu(self.bn(self.fc2(torch.sigmoid(self.fc1(x))))))
+
+
+def test_a_control_variate_keeps_the_mean_and_takes_most_of_the_noise() -> None:
+    torch.manual_seed(3)
+    found = {}
+    net, x = Normalised().double(), torch.randn(8, 2, dtype=DTYPE)
+    structure = trace(net, (x,))
+    groups = [group for group in structure.groups if group.name == "fc1"]
+    for control_variate in (False, True):
+        twin = copy.deepcopy(net)
+        ar = ARM(init_open=0.6, estimator="ar", control_variate=control_variate)
+        gates = gate(twin, structure, ar, groups)
+        phi, draws = gates.rules[0].phi, []
+        for _ in range(800):
+            phi.grad = None
+            task_loss(twin, lambda twin=twin: 30 + 30 * twin(x).square().mean()).backward()
+            draws.append(phi.grad.clone())
+        found[control_variate] = torch.stack(draws[1:])  # the first has no earlier loss to subtract
+        assert (live_of(gates).mean_loss is not None) == control_variate
+    error = {key: value.std(0) / len(value) ** 0.5 for key, value in found.items()}
+    both = (error[False].square() + error[True].square()).sqrt()
+    assert (found[True].mean(0) - found[False].mean(0)).abs().le(4 * both).all()
+    assert error[True].le(0.6 * error[False]).all()
 
 
 @pytest.mark.parametrize("estimator", ["arm", "ar"])

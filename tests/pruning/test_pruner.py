@@ -23,7 +23,7 @@ MIXED = [
     Rule(where="stem", method=HardConcrete(init_open=0.7)),
     Rule(where="inner", method=ARM(init_open=0.6)),
     Rule(where="fc1", method=Magnitude()),
-    Rule(units="inputs", where="fc1", method=ARM(init_open=0.8, estimator="ar")),
+    Rule(units="inputs", where="fc1", method=ARM(init_open=0.8, estimator="ar", control_variate=True)),
 ]
 
 

@@ -53,6 +53,9 @@ class ARM(ScoreFunction):
         rao_blackwell: replace u in the estimates by its mean given the two masks (given the one mask in AR): the
             same mean, never more variance, and units that both masks treat alike are left out (Dong, Mnih, Tucker,
             DisARM, 2020). Off by default; not part of the paper.
+        control_variate: subtract a running mean of earlier losses in AR. It does not depend on this step's u, so the
+            mean stays; without it the estimate is as large as the loss itself, and most of that is noise. ARM's
+            difference of losses cancels it anyway. Off by default; not part of the paper.
 
     Raises:
         GateError: a setting is outside its range, the link breaks its promise, or ``init_open`` is beyond ``limits``.
@@ -79,6 +82,7 @@ class ARM(ScoreFunction):
     evaluation: Literal["paper", "binary"] = "paper"
     limits: tuple[float, float] | None = None
     rao_blackwell: bool = False
+    control_variate: bool = False
     _g: Link = field(init=False, repr=False, compare=False)
     _bounds: tuple[float, float] | None = field(init=False, repr=False, compare=False)
 
@@ -90,6 +94,10 @@ class ARM(ScoreFunction):
         checks.one_of("evaluation", self.evaluation, ("paper", "binary"))
         if self.limits is not None:
             checks.pair("limits", self.limits, 0.0, 1.0)
+        checks.holds(
+            not (self.control_variate and self.estimator == "arm"),
+            'control_variate=True is for estimator="ar": in ARM\'s difference of two losses it cancels; leave it out',
+        )
         checks.done()
         link = link_from(self.link)
         limits = tuple(self.limits) if self.limits is not None else None

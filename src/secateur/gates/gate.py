@@ -153,6 +153,11 @@ class Method(ABC):
 class ScoreFunction(Method):
     """A method whose draws carry no gradient; losses of draws do, through a surrogate term of the loss."""
 
+    @property
+    @abstractmethod
+    def control_variate(self) -> bool:
+        """Whether a running mean of earlier losses is to be subtracted: the ``baseline`` of `surrogate`."""
+
     @abstractmethod
     def antithetic(self, params: Params, layout: Layout, noise: Tensor | None) -> Tensor:
         """The second draw from the same noise, ``(..., U)``; equal to the first where a second pass is needless."""

@@ -13,6 +13,7 @@ from secateur.budgets.costs import CostModel
 from secateur.errors import GateError
 from secateur.gates import Gate, Layout, Method
 from secateur.pruning.activations import KIND, module_of
+from secateur.pruning.activity import ActivityL2
 from secateur.pruning.blocks import branch_of
 from secateur.pruning.draws import live_of
 from secateur.pruning.gateset import GateSet, Norms
@@ -33,7 +34,7 @@ from secateur.structure.trace import trace
 __all__ = ["attach"]
 
 
-def attach(
+def attach(  # noqa: PLR0913 - all but the model by name
     model: nn.Module,
     *,
     examples: Examples | None = None,
@@ -42,6 +43,7 @@ def attach(
     gates: Sequence[Rule] | None = None,
     budget: Budget | None = None,
     penalty: Penalty | None = None,
+    l2: ActivityL2 | None = None,
     seed: int = 0,
 ) -> Pruner:
     """Put gates on a model, in place, and return the pruner that trains them; `Pruner.detach` undoes it.
@@ -58,6 +60,7 @@ def attach(
         gates: rules; one that gates every structured group by default.
         budget: the share of the dense cost to end at.
         penalty: a weight times the cost, instead of a budget. Without either only the task moves the gates.
+        l2: of the gated weights, weighed by the chance that they are open; beside a budget or penalty, or alone.
         seed: of the gates' start and of all draws.
 
     Raises:
@@ -116,7 +119,7 @@ def attach(
         raise
     live = live_of(gate_set)
     live.generator, live.remember = generator, not calls
-    return Pruner(model, units, costs, budget, controller, calls)
+    return Pruner(model, units, costs, budget, controller, calls, l2)
 
 
 def _check(model: nn.Module, *, computed: bool) -> None:

@@ -233,6 +233,7 @@ class Live:
         held: whether root forwards keep the draw that there is.
         remember: whether to note the inputs of the first training forward, for a proof at the end.
         example: these inputs.
+        mean_loss: running mean of the losses so far, where a gate's method subtracts it.
     """
 
     generator: torch.Generator
@@ -243,6 +244,7 @@ class Live:
     held: bool = False
     remember: bool = False
     example: Example | None = None
+    mean_loss: Tensor | None = None
 
     @contextlib.contextmanager
     def hold(self, draw: Draw) -> Iterator[None]:

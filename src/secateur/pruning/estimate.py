@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import GateError
+from secateur.gates.gate import Gate, ScoreFunction
 from secateur.pruning.draws import Draw, Live, gates_of, live_of
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.placement import ConsumerGate
@@ -22,6 +23,8 @@ __all__ = ["Closure", "task_loss"]
 
 #: Runs the model on one minibatch and returns its loss, a finite scalar.
 Closure = Callable[[], Tensor]
+#: Share of the running mean of losses that one step leaves: it remembers about ten.
+MEAN_DECAY = 0.9
 
 
 def task_loss(model: nn.Module, closure: Closure) -> Tensor:
@@ -58,27 +61,43 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
         with live.hold(draw):
             loss = _checked(closure())
         other = _second_loss(gates, live, draw, closure, before) if "arm" in gates.estimators else None
-        return loss + _surrogate(gates, draw, loss.detach(), loss.detach() if other is None else other)
+        surrogate = _surrogate(gates, live, draw, loss.detach(), loss.detach() if other is None else other)
+        _remember(gates, live, loss.detach())
+        return loss + surrogate
     except BaseException:
         before.restore()
         raise
 
 
-def _surrogate(gates: GateSet, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:
+def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:
     terms = []
     for rule, ((gate, _), noise) in enumerate(zip(gates, draw.noise, strict=True)):
         if gate.method.estimator == "pathwise":
             continue
         second = other if gate.method.estimator == "arm" else None
+        mean = live.mean_loss if _subtracts(gate) else None
+        baseline = torch.zeros_like(loss) if mean is None else mean.to(loss)
         if rule not in gates.per_example:
-            terms.append(gate.surrogate(noise, loss, second))
+            terms.append(gate.surrogate(noise, loss, second, baseline=baseline))
             continue
         for (number, n), one in draw.by_example.items():
             if number == rule:
                 # Each example's gates are variables of their own, whose estimates add up; the surrogate takes the mean.
                 each = None if second is None else (n * second).expand(n)
-                terms.append(gate.surrogate(one.noise[0], (n * loss).expand(n), each))
+                batch = (n * loss).expand(n)
+                terms.append(gate.surrogate(one.noise[0], batch, each, baseline=(n * baseline).expand(n)))
     return torch.stack(terms).sum().to(loss.device) if terms else loss.new_zeros(())
+
+
+def _subtracts(gate: Gate) -> bool:
+    return isinstance(gate.method, ScoreFunction) and gate.method.control_variate
+
+
+def _remember(gates: GateSet, live: Live, loss: Tensor) -> None:
+    """Move the running mean on, after the loss's own estimate: only then is the mean independent of the draw."""
+    if any(_subtracts(gate) for gate, _ in gates):
+        mean = loss if live.mean_loss is None else live.mean_loss.to(loss)
+        live.mean_loss = torch.lerp(loss, mean, MEAN_DECAY)
 
 
 def _second_loss(gates: GateSet, live: Live, draw: Draw, closure: Closure, before: _Before) -> Tensor | None:

@@ -17,6 +17,7 @@ from secateur.budgets.budget import Budget, Controller, PenaltyTerm, project
 from secateur.budgets.costs import CostModel, Kind
 from secateur.compaction.compact import cut_of
 from secateur.errors import BudgetError, GateError
+from secateur.pruning.activity import ActivityL2, activity
 from secateur.pruning.draws import Draw, Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, task_loss
 from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, with_multipliers_
@@ -59,6 +60,7 @@ class Pruner:
         budget: Budget | None,
         controller: Controller | PenaltyTerm | None,
         examples: tuple[Example, ...],
+        l2: ActivityL2 | None = None,
     ) -> None:
         self.structure = units.structure
         self.groups: tuple[Group, ...] = units.groups
@@ -68,6 +70,7 @@ class Pruner:
         self._budget = budget
         self.controller = controller
         self._examples = examples
+        self._l2 = l2
         self._checked = False
 
     @property
@@ -137,7 +140,7 @@ class Pruner:
         return loss.detach()
 
     def penalty(self) -> Tensor:
-        """The pressure of the budget or penalty, to be added to the task loss; a zero where there is none.
+        """The pressure of budget or penalty and of ``l2``, to be added to the task loss; a zero where there is none.
 
         Raises:
             GateError: a gate's method needs `loss`, for its draws carry no gradient.
@@ -248,6 +251,7 @@ class Pruner:
             "version": STATE_VERSION,
             "generator": self._live().generator.get_state(),
             "controller": None if self.controller is None else self.controller.state_dict(),
+            "mean_loss": self._live().mean_loss,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -269,6 +273,7 @@ class Pruner:
         live = self._live()
         live.generator.set_state(state["generator"].cpu())
         live.draw = live.replay = None
+        live.mean_loss = state.get("mean_loss")
 
     def __repr__(self) -> str:
         kind = "detached" if self._model is None else type(self._model).__name__
@@ -281,9 +286,16 @@ class Pruner:
         return [parameter for parameter in self.gates.parameters() if parameter.requires_grad]
 
     def _pressure(self, task_loss: Tensor | None = None) -> Tensor | None:
-        if self.controller is None:
+        if self.controller is None and self._l2 is None:
             return None
-        return self.controller.loss(self._units.chances(self.gates.prob_open()), task_loss=task_loss)
+        chances = self.gates.prob_open()
+        terms = []
+        if self.controller is not None:
+            terms.append(self.controller.loss(self._units.chances(chances), task_loss=task_loss))
+        if self._l2 is not None:
+            weighed = activity(self.model, chances if self._l2.into_gates else chances.detach())
+            terms.append(self._l2.factor * weighed)
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1].to(terms[0])
 
     def _projected(self, was_open: Tensor, round_to: int) -> Tensor:
         """The pattern that is within the budget when its widths are rounded up, and flips few units."""
