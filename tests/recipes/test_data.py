@@ -164,5 +164,5 @@ def test_files_that_do_not_belong_together_are_refused(tiny_mnist: Path, name: s
 
 
 def test_an_unknown_data_set_is_refused_with_the_list_of_those_that_exist():
-    with pytest.raises(SecateurError, match="unknown data set 'cifar'; there are: digits, mnist"):
+    with pytest.raises(SecateurError, match="unknown data set 'cifar'; there are: digits, mnist, cifar10"):
         load("cifar")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -14,7 +15,18 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 
-__all__ = ["NETWORKS", "LeNet5", "LeNet300", "Network", "ResNet7", "ResNet20", "Residual", "network"]
+__all__ = [
+    "NETWORKS",
+    "LeNet5",
+    "LeNet300",
+    "Network",
+    "ResNet7",
+    "ResNet20",
+    "Residual",
+    "WideBlock",
+    "WideResNet",
+    "network",
+]
 
 
 class Residual(nn.Module):
@@ -135,6 +147,63 @@ class ResNet20(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
 
 
+class WideBlock(nn.Module):
+    """BatchNorm, ReLU and a 3 x 3 convolution, twice, added to the input; where shapes differ, to a 1 x 1 convolution.
+
+    The 1 x 1 convolution reads the input after its BatchNorm and ReLU.
+
+    Args:
+        c_in: channels of the input.
+        c_out: channels of the result.
+        stride: of the first convolution and of the 1 x 1 one.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.shortcut = None if stride == 1 and c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, c_in, H, W)`` to ``(B, c_out, H / stride, W / stride)``."""
+        ready = F.relu(self.bn1(x))
+        hidden: Tensor = self.conv2(F.relu(self.bn2(self.conv1(ready))))
+        return hidden + (x if self.shortcut is None else self.shortcut(ready))
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k for CIFAR: (d - 4) / 6 blocks in each of three stages of 16 k, 32 k and 64 k channels.
+
+    Shapes: ``(B, 3, 32, 32)`` to ``(B, 10)``.
+
+    Args:
+        depth: d, 6 n + 4.
+        width: k.
+
+    Source: Zagoruyko, Komodakis, "Wide Residual Networks", 2016.
+    """
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        each = (depth - 4) // 6
+        widths = [16] + [16 * width] * each + [32 * width] * each + [64 * width] * each
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        blocks = [
+            WideBlock(a, b, stride=2 if number in {each, 2 * each} else 1)
+            for number, (a, b) in enumerate(pairwise(widths))
+        ]
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.fc = nn.Linear(widths[-1], 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to the logits of ten classes."""
+        x = F.relu(self.bn(self.blocks(self.stem(x))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Network:
     """One row of the table of networks.
@@ -187,6 +256,8 @@ NETWORKS: Mapping[str, Network] = {
         pruned=_lenet5_pruned,
     ),
     "resnet-20": Network(ResNet20, (3, 32, 32)),
+    "wrn-16-4": Network(partial(WideResNet, 16, 4), (3, 32, 32)),
+    "wrn-28-10": Network(partial(WideResNet, 28, 10), (3, 32, 32)),
 }
 
 

@@ -17,7 +17,7 @@ from secateur.recipes.train import Phase
 __all__ = ["DEFAULT_NETS", "SCHEDULES", "Schedule", "Settings"]
 
 #: The network that a data set gets where none is named.
-DEFAULT_NETS: Mapping[str, str] = {"digits": "resnet-7", "mnist": "lenet-5"}
+DEFAULT_NETS: Mapping[str, str] = {"digits": "resnet-7", "mnist": "lenet-5", "cifar10": "resnet-20"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ SCHEDULES: Mapping[str, Schedule] = {
     "lenet-300-100": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
     "lenet-5": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
     "resnet-20": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
+    "wrn-16-4": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
+    "wrn-28-10": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
 }
 
 

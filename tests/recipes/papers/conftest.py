@@ -19,6 +19,12 @@ def squares(shape: tuple[int, int, int], n: int = 240, n_test: int = 60) -> Imag
     return Images("squares", x[:n], y[:n], x[n:], y[n:])
 
 
+@pytest.fixture(autouse=True)
+def _few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.recipes.papers.run.STEPS", 2)
+    monkeypatch.setattr("secateur.recipes.measure.WARM_UP_ROUNDS", 0)
+
+
 @pytest.fixture
 def small_images() -> Images:
     """Of MNIST's shape."""

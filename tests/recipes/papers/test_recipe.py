@@ -68,7 +68,7 @@ def test_impossible_points_are_refused(settings: dict, message: str):
         ("paper", "diffprune", Point(lambdas=(0.1,) * 3), 0, "use --recipe ours"),
         ("paper", "arm", Point(keep_params=0.1), 0, "takes lambdas, not params"),
         ("ours", "arm", Point(lambdas=(0.1,) * 3), 0, "takes a budget, not lambda"),
-        ("paper", "arm", Point(lambdas=(0.1,)), 0, "1 lambdas, expected 3"),
+        ("paper", "arm", Point(lambdas=(0.1, 0.1)), 0, "2 lambdas, expected one, or 3"),
         ("ours", "arm", Point(keep_params=0.1), -1, "seed=-1"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from secateur.errors import SecateurError
-from secateur.recipes.papers import mnist_lenet5, mnist_mlp
+from secateur.recipes.papers import cifar_resnet20, cifar_wrn, mnist_lenet5, mnist_mlp
 from secateur.recipes.papers.recipe import Recipe
 
 __all__ = ["EXPERIMENTS", "recipe_of"]
@@ -14,6 +14,8 @@ __all__ = ["EXPERIMENTS", "recipe_of"]
 EXPERIMENTS: Mapping[str, Mapping[str, Recipe]] = {
     "mnist-mlp": {"paper": mnist_mlp.PAPER, "ours": mnist_mlp.OURS},
     "mnist-lenet5": {"paper": mnist_lenet5.PAPER, "ours": mnist_lenet5.OURS},
+    "cifar-resnet20": {"ours": cifar_resnet20.OURS},
+    "cifar-wrn": {"paper": cifar_wrn.PAPER, "ours": cifar_wrn.OURS},
 }
 
 

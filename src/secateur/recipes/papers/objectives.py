@@ -118,7 +118,8 @@ def l0_penalty(pruner: Pruner, lambdas: Sequence[float], weight_decay: float, n:
 
     Args:
         pruner: of the gated model.
-        lambdas: weights of the L0 norm, one for each group of gates, in the order in which the network computes.
+        lambdas: weights of the L0 norm, one for all or one for each group of gates, in the order in which the network
+            computes.
         weight_decay: w.
         n: N, training images.
 
@@ -128,6 +129,8 @@ def l0_penalty(pruner: Pruner, lambdas: Sequence[float], weight_decay: float, n:
     Source: Louizos, Welling, Kingma 2018, eq. 4 and their code; Li, Ji 2019 take it over.
     """
     layers = _layers(pruner)
+    if len(lambdas) == 1:
+        lambdas = tuple(lambdas) * len(layers)
     if len(layers) != len(lambdas):
         raise SecateurError(f"{len(lambdas)} lambdas for {len(layers)} gated groups: {', '.join(layers)}")
     starts, start = {}, 0

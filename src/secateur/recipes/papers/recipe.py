@@ -39,7 +39,8 @@ class Point:
     Args:
         keep_params: share of the dense parameters to end at, in (0, 1], or None.
         keep_macs: share of the dense multiply-accumulates, alike.
-        lambdas: weight of each gated layer's L0 norm, before the division by the number of training images.
+        lambdas: weight of each gated layer's L0 norm, or one for all, before the division by the number of training
+            images.
 
     Raises:
         SecateurError: not exactly one of the three is given, or a number is outside its range.
@@ -108,6 +109,7 @@ class Recipe:
         dense: how the network without gates is trained, which also teaches where there is distillation.
         gated: how the network with gates is trained.
         tuned: how the compact network is trained on; None where the paper ends with the gates.
+        units: pattern of the groups that get gates.
         pixels: ``"unit"``, in [0, 1], or ``"standardised"``.
         augmented: whether images are shifted by up to 4 pixels and mirrored, as the papers do for CIFAR.
         dropout: rate at the inputs of a layer while the dense network trains, by the layer's name.
@@ -129,6 +131,7 @@ class Recipe:
     dense: Phase
     gated: Phase
     tuned: Phase | None = None
+    units: str = "*"
     pixels: Literal["unit", "standardised"] = "unit"
     augmented: bool = False
     dropout: Mapping[str, float] = field(default_factory=dict)
@@ -193,9 +196,11 @@ class Job:
             problems.append(
                 f"{where}: takes {'lambdas' if recipe.name == 'paper' else 'a budget'}, not {self.point.name}"
             )
-        if self.point.lambdas and len(self.point.lambdas) != len(recipe.points[0].lambdas):
-            n = len(recipe.points[0].lambdas)
-            problems.append(f"{where}: {len(self.point.lambdas)} lambdas, expected {n}, one for each gated layer")
+        n = len(recipe.points[0].lambdas)
+        if n and len(self.point.lambdas) not in {0, 1, n}:
+            problems.append(
+                f"{where}: {len(self.point.lambdas)} lambdas, expected one, or {n}, one for each gated layer"
+            )
         if self.seed < 0:
             problems.append(f"seed={self.seed}; expected at least 0")
         if problems:

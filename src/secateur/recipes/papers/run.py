@@ -33,6 +33,8 @@ PARTS = 12
 SPLIT_SEED = 0
 #: Halvings in the search for the share of units that meets a budget.
 HALVINGS = 12
+#: Training steps of each network that are timed.
+STEPS = 20
 
 
 def validation_split(images: Images, part: int) -> Images:
@@ -202,7 +204,7 @@ def _attached(job: Job, model: nn.Module, images: Images) -> Pruner:
     own = settings.pop("inputs", {})
     if job.method == "magnitude":
         settings |= _closing(job, model, example, len(images.y))
-    rules = [sc.Rule(units="structured", method=sc.method_from_name(job.method, **settings))]
+    rules = [sc.Rule(where=recipe.units, method=sc.method_from_name(job.method, **settings))]
     if inputs:
         rules.append(sc.Rule("inputs", where=inputs, method=sc.method_from_name(job.method, **settings | own)))
     return sc.attach(model, examples=(example,), gates=rules, budget=budget, seed=job.seed)
@@ -216,7 +218,7 @@ def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, f
     """
     budget = job.budget(job.phase("gated").steps(n))
     assert budget is not None  # it has no paper recipe
-    rules = [sc.Rule(method="magnitude")]
+    rules = [sc.Rule(where=job.recipe.units, method="magnitude")]
     if inputs := network(job.recipe.net).inputs:
         rules.append(sc.Rule("inputs", where=inputs, method="magnitude"))
     pruner = sc.attach(copy.deepcopy(model), examples=(example,), gates=rules)
@@ -265,4 +267,4 @@ def _ratios(
         return step
 
     steps = {name: stepping(model, None) for name, model in plain.items()}
-    return step_ratios(steps | {"gated": stepping(gated, pruner)}, base="dense")
+    return step_ratios(steps | {"gated": stepping(gated, pruner)}, "dense", STEPS)
