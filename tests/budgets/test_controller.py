@@ -170,7 +170,19 @@ def test_only_units_that_have_to_flip_are_pushed() -> None:
     # Nine are open and three of them have to go, the least likely; the closed one is held; the rest is left alone.
     assert (leaf.grad[1:4] > 0).all()
     assert leaf.grad[4:].abs().max() == 0
-    assert leaf.grad[0].item() == pytest.approx(control.hold * leaf.grad[1].item())
+    assert leaf.grad[0].item() == pytest.approx(leaf.grad[1].item())
+
+
+def test_what_is_closed_is_held_with_its_share_of_the_push_until_the_reference_has_fallen() -> None:
+    costs = CostModel(wide(10))
+    controller = Controller(costs, {"params": 2}, hold=0, ramp=10, control=Control(price_step=0.0))
+    chances = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
+    for _ in range(2):
+        controller.step(chances, chances > 0.1)
+    leaf = chances.clone().requires_grad_()
+    controller.loss(leaf).backward()
+    assert leaf.grad[0].item() == pytest.approx(0.3 * leaf.grad[1].item())
+    assert leaf.grad[-1].item() == 0.0
 
 
 def test_units_open_again_only_under_the_final_target_and_if_asked() -> None:

@@ -54,7 +54,7 @@ class Control:
         push_gain: how many times larger than its multiplier the push can be while the cost is far off, >= 1.
         tolerance: relative deviation of the fixed gates' cost at which the push neither grows nor decays, > 0.
         lag: optimizer steps by which that cost may trail the falling reference as well, >= 0.
-        hold: how hard units stay closed once they are, as a share of the push, >= 0.
+        hold: how hard units stay closed once they are, as a share of the push, >= 0, while the reference falls; 1 then.
         leak: share of the push that reaches all other units when units must open, >= 0: methods whose closed units
             get no gradient can only open them through the others.
 
@@ -293,6 +293,11 @@ class Controller:
         self._costs_now = expected, exact
         self._losses.clear()
 
+    @property
+    def _arrived(self) -> bool:
+        """Whether the reference stands at the target."""
+        return self.steps >= self.hold + self.ramp
+
     def _ascend(self, expected: Mapping[Kind, float]) -> None:
         """Dual ascent of the prices."""
         control = self.control
@@ -315,7 +320,7 @@ class Controller:
         # The fewer units a group has left, the dearer they are: shares of the cost move alike, not counts.
         scarce = np.log(np.asarray(self.costs.sizes) / np.maximum(n_open, 1))
         scores = scores + torch.from_numpy(scarce).to(scores)[self.costs.segment_on(scores.device)]
-        weights, off = self._misplaced(exact, is_open, scores)
+        weights, off, over = self._misplaced(exact, is_open, scores)
         for group in np.flatnonzero(n_open < self.costs.floor).tolist():
             own = torch.nonzero(self.costs.segment_on(scores.device) == group).flatten()
             weights[own[scores[own].argmax()]] = -1.0
@@ -325,33 +330,38 @@ class Controller:
             fall = self._start[self._worst] - math.log(max(self.target[self._worst], 1))
             allowed += control.lag * max(fall, 0.0) / self.ramp
         size = min(max(off / allowed - 1.0, -1.0), 1.0)
+        if over and self._arrived:
+            # Whatever is over the target now is what a projection would flip at the end, untrained.
+            size = 1.0
         growth = (0.5 if falling else 1.0) * control.push_growth if size > 0.0 else control.push_decay
         largest = LARGEST_UNTOLD if self._scale is None else LARGEST_PUSH
         self.push = min(max(self.push * (1.0 + growth * size), LEAST_PUSH), largest)
         self._weights = min(max(off / allowed, 1.0), control.push_gain) * self.push * weights
 
-    def _misplaced(self, exact: Cost, is_open: Tensor, scores: Tensor) -> tuple[Tensor, float]:
-        """Direction of the push for each unit ``(U,)``, positive towards closed, and how far off the cost is."""
+    def _misplaced(self, exact: Cost, is_open: Tensor, scores: Tensor) -> tuple[Tensor, float, bool]:
+        """Direction of the push for each unit ``(U,)``, positive towards closed, how far off the cost is, if over."""
         control = self.control
         now = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
         over = {kind: cost - math.log(self.reference(kind)) for kind, cost in now.items()}
         self._worst = max(over, key=lambda kind: over[kind])
-        weights = torch.zeros_like(scores).masked_fill_(~is_open, control.hold)
+        # At the target a unit that opens again costs another one: what is closed is held as hard as others are closed.
+        hold = 1.0 if self._arrived else control.hold
+        weights = torch.zeros_like(scores).masked_fill_(~is_open, hold)
         if over[self._worst] > 0.0:
             limits = {kind: int(self.reference(kind)) for kind in self.target}
             weights[self._to_flip(scores, is_open, limits, closing=True)] = 1.0
-            return weights, over[self._worst]
+            return weights, over[self._worst], True
         under = min(math.log(max(self.target[kind], 1)) - cost for kind, cost in now.items())
         if self.equality and under > 0.0:
             move = self._to_flip(scores, is_open, self.target, closing=False)
             if len(move):
                 weights.fill_(-control.leak)
                 weights[move] = -1.0
-                return weights, under
-        return weights, 0.0
+                return weights, under, False
+        return weights, 0.0, False
 
     def _to_flip(self, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], *, closing: bool) -> Tensor:
         found = flips(self.costs, scores, is_open, limits, closing=closing)
-        if self.steps >= self.hold + self.ramp and (len(found) or not closing):
+        if self._arrived and (len(found) or not closing):
             found = settled(self.costs, scores, is_open, limits, found, closing=closing, near=NEAR)
         return torch.from_numpy(found).to(scores.device)

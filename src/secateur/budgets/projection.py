@@ -85,9 +85,8 @@ def settled(
     """What `flips` found, with the last unit exchanged where it is too large for the costs to land near the limits.
 
     Closing: where the last unit takes all costs below the limits by more than ``near`` (a share of them), the
-    lowest-scored unit of another group that does not takes its place; without one the last unit stays open if the
-    costs are over by at most ``near`` then. Opening: where the costs stay below by more, the highest-scored unit
-    follows that brings them near, or else one that fits.
+    lowest-scored unit of another group that does not takes its place. Opening: where the costs stay below by more, the
+    highest-scored unit follows that brings them near, or else one that fits.
     """
     step = -1 if closing else 1
     first = move[:-1] if closing else move
@@ -118,9 +117,7 @@ def settled(
     if chosen is None and not closing:
         chosen = next((g for g in order if bool(_within(costs, one_more(g), limits))), None)
     if chosen is None:
-        cost = costs.cut(n_first)
-        close_by = closing and all(getattr(cost, kind) <= (1.0 + near) * limit for kind, limit in limits.items())
-        return first if close_by else move
+        return move
     unit = torch.nonzero((ranking == best[chosen].to(ranking)) & (segment == chosen))[0]
     return np.append(first, int(unit))
 
