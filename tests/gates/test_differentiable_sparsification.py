@@ -159,6 +159,36 @@ def test_the_penalty_leaves_closed_units_alone():
     assert (norms.grad[1:] > 0).all()
 
 
+def test_a_demand_for_more_open_units_reaches_closed_ones_and_opens_them():
+    layout = Layout((4,))
+    method = DifferentiableSparsification()
+    alpha = torch.tensor([1.0, 0.5, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    beta = torch.logit(torch.tensor([0.15], dtype=torch.float64)).requires_grad_()
+    params = {"alpha": alpha, "beta": beta}
+    closed = method.fixed(params, layout) == 0
+    assert closed.tolist() == [False, False, True, True]
+    optimizer = torch.optim.SGD([alpha], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (-method.prob_open(params, layout)[2]).backward()
+        optimizer.step()
+        if (method.fixed(params, layout) > 0)[2]:
+            break
+    assert (method.fixed(params, layout) > 0)[2]
+
+
+def test_an_opened_unit_is_worth_as_much_as_the_smallest_open_one_of_its_group():
+    layout = Layout((4, 2))
+    method = DifferentiableSparsification()
+    params = {
+        "alpha": torch.tensor([1.0, 0.5, -1.0, -2.0, 0.0, 0.0], dtype=torch.float64),
+        "beta": torch.logit(torch.tensor([0.15, 0.2], dtype=torch.float64)),
+    }
+    fixed, opened = method.fixed(params, layout), method.opened(params, layout)
+    assert torch.equal(opened[:4], fixed[1].expand(4))
+    assert torch.equal(opened[4:], fixed[4].expand(2))
+
+
 def test_gradients_are_finite_where_gates_and_norms_are_0():
     for form in ("competitive", "independent"):
         method = DifferentiableSparsification(form=form)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,7 @@ class DifferentiableSparsification(Method):
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """Each unit's part of the surrogate count; in the competitive form it can exceed 1."""
-        powers = _power(self._gates(params, layout, norms, F.relu), self.p)
+        powers = _power(self._gates(params, layout, norms, _rectified), self.p)
         if self.form == "independent":
             return powers
         mean = layout.sum(powers) / layout.counts
@@ -170,7 +170,7 @@ class DifferentiableSparsification(Method):
 
     def p_norm(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The regulariser to the letter, ``(sum_i a_i^p)^(1/p)`` of each group with ``a = z / n``: ``(G,)``."""
-        powers = _power(self._gates(params, layout, norms, F.relu), self.p)
+        powers = _power(self._gates(params, layout, norms, _rectified), self.p)
         return layout.sum(powers) ** (1.0 / self.p) / layout.counts
 
     def fixed(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
@@ -178,12 +178,11 @@ class DifferentiableSparsification(Method):
         return self._gates(params, layout, norms, _rectified)
 
     def opened(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
-        """What the unit would be without its own threshold: ``n q_i`` in the group's scale, or 1."""
+        """The smallest open gate of the group, next to which it would have opened, or 1."""
         if self.form == "independent":
             return torch.ones_like(self._required(norms, layout))
-        shares, threshold = self._shares(params, layout)
-        total = layout.sum(F.relu(shares - layout.spread(threshold)))
-        return (shares * layout.spread(layout.counts / total)).clamp(min=SMALLEST)
+        gates = self.fixed(params, layout, norms).detach()
+        return -layout.spread(layout.amax(-torch.where(gates > 0, gates, torch.inf)))
 
     def score(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """Logarithm of share (or norm) over threshold: positive where open."""
@@ -234,7 +233,25 @@ def _rectified(margin: Tensor) -> Tensor:
 
 
 def _power(gates: Tensor, p: float) -> Tensor:
-    """``z^p`` over the support, no gradient where z is 0, and no slope above that at ``STEEPEST``."""
-    slope = p * gates.detach().clamp(min=STEEPEST) ** (p - 1.0)
-    linear = slope * (gates - gates.detach())
-    return torch.where(gates > 0, gates.detach() ** p + linear, 0.0)
+    """``z^p`` over the support, with no slope above that at ``STEEPEST``; closed units are only ever asked to open."""
+    powers: Tensor = _Power.apply(gates, p)  # type: ignore[no-untyped-call]
+    return powers
+
+
+class _Power(torch.autograd.Function):
+    """The power's slope at 0 is infinite and would hold every closed unit down, so a penalty stops at the support.
+
+    A gradient that asks for more open units does reach closed ones: without it no budget could open them again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, p: float) -> Tensor:
+        ctx.save_for_backward(gates)
+        ctx.p = p
+        return torch.where(gates > 0, gates**p, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (gates,) = ctx.saved_tensors
+        slope = ctx.p * gates.clamp(min=STEEPEST) ** (ctx.p - 1.0)
+        return slope * torch.where(gates > 0, outer[0], outer[0].clamp(max=0.0)), None
