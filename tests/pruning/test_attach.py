@@ -187,3 +187,22 @@ def test_copies_of_a_traced_model_share_a_structure() -> None:
     pruners = [attach(net, structure=conv_structure(), method=HardConcrete()) for net in (first, second)]
     assert gates_of(first) is not gates_of(second)
     assert pruners[0].structure is pruners[1].structure
+
+
+@pytest.mark.parametrize("method", ["diff-sparse", "magnitude"])
+def test_a_single_unit_and_a_method_that_always_leaves_one_do_not_fit(method: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.one(x)
+            return x + self.other(x)
+
+    x = torch.randn(3, 4)
+    with pytest.raises(GateError, match=r"always leaves one unit .* one\.block can never close"):
+        attach(Two(), examples=(x,), gates=[Rule("blocks", where="one")], method=method)
+    # Blocks of one rule are one group to their method.
+    pruner = attach(Two(), examples=(x,), gates=[Rule("blocks", where=("one", "other"))], method=method)
+    assert pruner.gates.rules[0].layout.sizes == (2,)

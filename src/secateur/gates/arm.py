@@ -133,6 +133,11 @@ class ARM(ScoreFunction):
         """True: the open chance is exact."""
         return True
 
+    @property
+    def keeps_one(self) -> bool:
+        """False."""
+        return False
+
     def init(
         self,
         layout: Layout,

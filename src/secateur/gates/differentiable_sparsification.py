@@ -124,6 +124,11 @@ class DifferentiableSparsification(Method):
         """False: there is no chance, only a surrogate count."""
         return False
 
+    @property
+    def keeps_one(self) -> bool:
+        """In the competitive form."""
+        return self.form == "competitive"
+
     def init(
         self,
         layout: Layout,

@@ -152,6 +152,11 @@ class DiffPrune(Method):
         """The gate of evaluation at the start, without jitter, that ``init_open`` means."""
         return self._gate(torch.tensor(self._x_of(self.init_open), dtype=torch.float64)).item()
 
+    @property
+    def keeps_one(self) -> bool:
+        """False."""
+        return False
+
     def init(
         self,
         layout: Layout,

@@ -64,6 +64,11 @@ class Method(ABC):
         Where it is not, a budget follows the cost of the fixed gates and takes only the gradient from here.
         """
 
+    @property
+    @abstractmethod
+    def keeps_one(self) -> bool:
+        """Whether a unit of each group always stays, so that one alone can never close."""
+
     @abstractmethod
     def init(
         self,

@@ -117,6 +117,11 @@ class HardConcrete(Method):
     def _start(self) -> float:
         return math.log(self.init_open / (1.0 - self.init_open)) - self.open_shift
 
+    @property
+    def keeps_one(self) -> bool:
+        """False."""
+        return False
+
     def init(
         self,
         layout: Layout,

@@ -94,6 +94,11 @@ class Magnitude(Method):
         """True: what is open is open."""
         return True
 
+    @property
+    def keeps_one(self) -> bool:
+        """True: the largest."""
+        return True
+
     def init(
         self,
         layout: Layout,

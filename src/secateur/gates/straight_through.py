@@ -92,6 +92,11 @@ class StraightThrough(Method):
     def _start(self) -> float:
         return math.log(self.init_open / (1.0 - self.init_open))
 
+    @property
+    def keeps_one(self) -> bool:
+        """False."""
+        return False
+
     def init(
         self,
         layout: Layout,

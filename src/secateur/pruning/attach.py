@@ -173,10 +173,28 @@ def _made(
         if norm is not None:
             with torch.no_grad():
                 start = norm([tensors[name] for name in norm.tensors], dtype).cpu()
-        layout = Layout(tuple(group.size for group in one.groups))
+        layout = _layout(one)
         gates.append(Gate(one.method, layout, generator, dtype, weight.device, start))
         norms.append(norm)
     return GateSet(gates, norms, seed, [number for number, one in enumerate(chosen) if one.per_example]), norms
+
+
+def _layout(one: Chosen) -> Layout:
+    """Which gates of a rule make a group to its method: the units of each of its groups, or all of its blocks.
+
+    Raises:
+        GateError: the method leaves one unit of each group open, and a group has only one.
+    """
+    sizes = tuple(group.size for group in one.groups)
+    if all(group.kind == "blocks" for group in one.groups):  # single units, of which some go
+        sizes = (sum(sizes),)
+    alone = [group.name for group, size in zip(one.groups, sizes, strict=False) if size == 1]
+    if one.method.keeps_one and alone:
+        raise GateError(
+            f"{type(one.method).__name__} always leaves one unit of a group open, so the single unit of"
+            f" {listed(alone)} can never close; give these units another method"
+        )
+    return Layout(sizes)
 
 
 def _weight(model: nn.Module, tensors: Mapping[str, Tensor], group: Group) -> Tensor:
