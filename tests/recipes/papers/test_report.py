@@ -40,6 +40,15 @@ def test_targets_are_judged_by_the_mean_of_the_last_epochs(results: list, verdic
     assert "no run at this size yet | open" in smaller
 
 
+@pytest.mark.parametrize(("error", "verdict"), [(1.7, "met"), (1.75, "missed by 0.05 points")])
+def test_readings_are_held_against_hard_concrete_gates_of_the_same_size(error: float, verdict: str):
+    results = [made("hard-concrete", seed, 1.5) for seed in range(3)]
+    results += [made("diffprune", seed, error) for seed in range(3)] + [made("diff-sparse", keep=1)]
+    lines = [line for line in page_of(results, [], "x.svg").splitlines() if "points above hard concrete" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f"| diffprune | {error:.2f}% and 1.50% | {verdict} |")
+
+
 def test_records_of_other_versions_are_said_and_left_out(tmp_path: Path):
     write_result(tmp_path / "a.json", made())
     write_result(tmp_path / "b.json", made(seed=1, version=0))

@@ -6,6 +6,7 @@ Index conventions: ``B`` examples, ``C`` channels, ``K`` classes, ``Z`` gates of
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -18,7 +19,6 @@ from secateur.pruning.pruner import Pruner
 from secateur.recipes.data import Images
 from secateur.recipes.papers.recipe import Distillation, Recipe
 from secateur.recipes.train import Objective
-from secateur.structure.groups import Member
 from secateur.structure.tensors import named_tensors
 
 __all__ = ["dropped", "l0_penalty", "learning", "shifted_and_mirrored", "soft_targets"]
@@ -107,20 +107,18 @@ def shifted_and_mirrored(x: Tensor) -> Tensor:
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def l0_penalty(pruner: Pruner, lambdas: Sequence[float], weight_decay: float, n: int) -> Callable[[], Tensor]:
+def l0_penalty(pruner: Pruner, lambdas: Sequence[float], n: int) -> Callable[[], Tensor]:
     r"""The papers' penalty.
 
-    .. math:: \sum_l \sum_{g \in l} P(z_g \ne 0) \Big(\frac{\lambda_l}{N} |g| + \frac{w}{2} \|v_g\|^2\Big)
+    .. math:: \frac{1}{N} \sum_l \lambda_l \sum_{g \in l} |g| P(z_g \ne 0)
 
-    with v_g the weights that unit g stands for, and |g| their number in the full network: the filter of a feature map,
-    the outgoing weights of the input of a dense layer. The gradient of the second term reaches gates and weights, as
-    in the authors' code.
+    with |g| the number of weights that unit g stands for in the full network: the filter of a feature map, the outgoing
+    weights of the input of a dense layer. Unlike the expected cost it counts each unit as if no other could close.
 
     Args:
         pruner: of the gated model.
         lambdas: weights of the L0 norm, one for all or one for each group of gates, in the order in which the network
             computes.
-        weight_decay: w.
         n: N, training images.
 
     Raises:
@@ -133,36 +131,26 @@ def l0_penalty(pruner: Pruner, lambdas: Sequence[float], weight_decay: float, n:
         lambdas = tuple(lambdas) * len(layers)
     if len(layers) != len(lambdas):
         raise SecateurError(f"{len(lambdas)} lambdas for {len(layers)} gated groups: {', '.join(layers)}")
-    starts, start = {}, 0
-    for group in pruner.groups:
-        starts[group.name], start = start, start + group.size
-    parts = []
-    for (name, (weight, member)), price in zip(layers.items(), lambdas, strict=True):
-        units = torch.from_numpy(member.index).to(weight.device)
-        per_unit = weight.numel() // weight.shape[member.dim] * units.shape[1]
-        parts.append((starts[name], price * per_unit / n, weight, member.dim, units))
+    per_unit = {name: size * price / n for (name, size), price in zip(layers.items(), lambdas, strict=True)}
+    prices = torch.cat([torch.full((group.size,), per_unit[group.name]) for group in pruner.groups])
 
     def penalty() -> Tensor:
         chances = pruner.gates.prob_open()
-        total = chances.new_zeros(())
-        for start, price, weight, dim, units in parts:
-            others = [other for other in range(weight.dim()) if other != dim]
-            squares = weight.square().sum(others)[units].sum(1)
-            total = total + (chances[start : start + len(units)] * (price + 0.5 * weight_decay * squares)).sum()
-        return total
+        return chances @ prices.to(chances)
 
     return penalty
 
 
-def _layers(pruner: Pruner) -> dict[str, tuple[Tensor, Member]]:
-    """By group, in the order in which the network computes, the weights that its units stand for."""
-    originals = {site.name: site.chain.original for site in gated_sites(pruner.model)}
-    tensors = named_tensors(pruner.model) | originals
+def _layers(pruner: Pruner) -> dict[str, int]:
+    """By group, in the order in which the network computes, the weights that each of its units stands for."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(pruner.model).items()}
+    shapes |= {site.name: tuple(site.chain.original.shape) for site in gated_sites(pruner.model)}
     order = list(dict.fromkeys(term.label for term in pruner.structure.mac_terms))
     found = {}
     for group in pruner.groups:
-        filters = [member for member in group.members if not member.consumer and tensors[member.tensor].dim() > 2]
+        filters = [member for member in group.members if not member.consumer and len(shapes[member.tensor]) > 2]
         member = filters[0] if filters else next(member for member in group.members if member.consumer)
-        layer = member.tensor.rpartition(".")[0]
-        found[group.name] = order.index(layer), (tensors[member.tensor], member)
-    return {name: part for name, (_, part) in sorted(found.items(), key=lambda item: item[1][0])}
+        shape = shapes[member.tensor]
+        size = math.prod(shape) // shape[member.dim] * member.index.shape[1]
+        found[group.name] = order.index(member.tensor.rpartition(".")[0]), size
+    return {name: size for name, (_, size) in sorted(found.items(), key=lambda item: item[1][0])}

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["PUBLISHED", "TARGETS", "Published", "Target"]
+__all__ = ["PUBLISHED", "READINGS", "READING_MARGIN", "TARGETS", "Published", "Target"]
+
+#: Methods that are readings of abstracts, and by how many points their error may be above that of hard concrete gates
+#: at the same size.
+READINGS, READING_MARGIN = ("diffprune", "diff-sparse"), 0.2
 
 
 @dataclass(frozen=True)

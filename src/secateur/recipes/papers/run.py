@@ -81,7 +81,7 @@ def run(job: Job, images: Images, work: Path, watch: Watch) -> tuple[Result, dic
     pruner = _attached(job, gated, images)
     beside = None
     if job.point.lambdas:
-        beside = l0_penalty(pruner, job.point.lambdas, recipe.weight_decay, len(images.y))
+        beside = l0_penalty(pruner, job.point.lambdas, len(images.y))
     bench.train("gated", gated, learning(recipe, images, soft=soft, beside=beside), pruner)
     small, report = pruner.finalize()
     plan = sc.cut_of(small)
@@ -207,7 +207,8 @@ def _attached(job: Job, model: nn.Module, images: Images) -> Pruner:
     rules = [sc.Rule(where=recipe.units, method=sc.method_from_name(job.method, **settings))]
     if inputs:
         rules.append(sc.Rule("inputs", where=inputs, method=sc.method_from_name(job.method, **settings | own)))
-    return sc.attach(model, examples=(example,), gates=rules, budget=budget, seed=job.seed)
+    l2 = sc.ActivityL2(recipe.weight_decay, into_gates=True) if recipe.weight_decay else None
+    return sc.attach(model, examples=(example,), gates=rules, budget=budget, l2=l2, seed=job.seed)
 
 
 def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, float | int]:
