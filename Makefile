@@ -3,6 +3,7 @@ VENV ?= .venv
 JOBS ?= 2
 PIP_FLAGS ?=
 ARGS ?=
+DATA ?= ../shared/data
 
 # The first interpreter on the path that the package supports.
 PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11 python3.10; do \
@@ -36,6 +37,14 @@ fuzz: $(VENV)/.dev  ## Make N random networks, cut them, and compare (N=2000 by 
 .PHONY: zoo
 zoo: $(VENV)/.zoo  ## Trace, cut and prove every architecture of the zoo, and write docs/zoo.md (ARGS="..." is passed on).
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py $(ARGS)
+
+# The methods of the minimum table first, then all.
+.PHONY: reproduce
+reproduce: $(VENV)/.dev  ## Train the papers' MNIST experiments (hours; killed runs go on), and write docs/results.md (DATA=folder).
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce mnist-mlp --data-dir $(DATA)/mnist $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce mnist-lenet5 --data-dir $(DATA)/mnist --method hard-concrete --method arm $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce mnist-lenet5 --data-dir $(DATA)/mnist $(ARGS)
+	$(BIN)/secateur reproduce --report
 
 .PHONY: check
 check: format-check lint types test  ## Format, lint, types and tests, changing nothing.

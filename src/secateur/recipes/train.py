@@ -45,6 +45,7 @@ class Phase:
         milestones: epochs after which the weights' rate is multiplied by ``drop``; without any it falls to 0 along half
             a cosine.
         drop: factor at each milestone; 1 and one milestone keep the rate constant.
+        fused: whether Adam runs as one kernel for all parameters: faster for small networks, other roundings.
         average: memory of the moving average of all parameters that ends the phase, in [0, 1); 0 for none.
     """
 
@@ -59,6 +60,7 @@ class Phase:
     warm_up: float = 0.0
     milestones: tuple[int, ...] = ()
     drop: float = 1.0
+    fused: bool = False
     average: float = 0.0
 
     def steps(self, n: int) -> int:
@@ -216,9 +218,9 @@ def _optimizers(model: nn.Module, phase: Phase, pruner: Pruner | None) -> list[t
     else:
         groups = pruner.param_groups(lr=phase.lr, gate_lr=phase.gate_lr, weight_decay=phase.weight_decay)
     if phase.optimizer == "adam":
-        return [torch.optim.AdamW(groups)]
+        return [torch.optim.AdamW(groups, fused=phase.fused or None)]
     weights = torch.optim.SGD(groups[:1], momentum=MOMENTUM, nesterov=True)
-    return [weights, *(torch.optim.Adam([group]) for group in groups[1:])]
+    return [weights, *(torch.optim.Adam([group], fused=phase.fused or None) for group in groups[1:])]
 
 
 def _rates(optimizer: torch.optim.Optimizer, phase: Phase, n: int) -> list[Callable[[int], float]]:

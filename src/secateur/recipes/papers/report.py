@@ -26,6 +26,7 @@ HEADINGS = (
     "best epoch",
     "same widths from scratch",
     "dense",
+    "step, times dense",
     "seeds",
 )
 #: Seeds that a mean is asked of.
@@ -179,12 +180,14 @@ def _table(rows: Sequence[Row], experiment: str) -> list[str]:
     net = network(rows[0].first.schedule["net"])
     lines = [
         f"| {' | '.join(HEADINGS)} |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| --- | --- |{' ---: |' * (len(HEADINGS) - 2)}",
     ]
     for published in PUBLISHED.get(experiment, ()):
         rate = f"{100 * net.pruned(published.kept):.2f}" if published.kept and net.pruned is not None else "-"
         kept = "-".join(map(str, published.kept)) or "-"
-        lines.append(f"| {published.name} (paper) | {kept} | {rate} | - | - | - | {published.error:.1f} | - | - | - |")
+        lines.append(
+            f"| {published.name} (paper) | {kept} | {rate} | - | - | - | {published.error:.1f} | - | - | - | - |"
+        )
     for row in rows:
         kept = "; ".join("-".join(map(str, result.kept)) for result in row.results if result.kept) or "-"
         rate = "-" if row.pruned is None else f"{100 * row.pruned:.2f}"
@@ -199,6 +202,7 @@ def _table(rows: Sequence[Row], experiment: str) -> list[str]:
             f"{row.mean('final', 'best'):.2f}",
             f"{row.mean('scratch'):.2f}",
             f"{row.mean('dense'):.2f}",
+            f"{statistics.median(result.step_ratio['gated'].median for result in row.results):.2f}",
             str(len(row.results)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -264,11 +268,13 @@ Errors are those on the test images after the last epoch, mean and standard devi
 epoch, which papers report, stands apart. The papers' rows give only that one, and they are recollected. Prune rates are
 by the papers' formula, from live units: an input that lies in a closed feature map does not count. Neither augmentation
 of MNIST nor an outside teacher was used. Hyper-parameters were chosen with `--validate`, which judges on 5,000 of the
-training images and trains on the other 55,000; the test images chose nothing. Final runs train on all 60,000. *Same
-widths from scratch* is a network of the kept widths, trained alike for as many epochs, without gates."""
+training images and trains on the other 55,000; the test images chose nothing. Final runs train on all 60,000.
+
+- *Same widths from scratch*: a network of the kept widths, trained alike for as many epochs, without gates.
+- *Step, times dense*: time of a training step with gates over one without, interleaved in one process."""
 READING = """\
-- The best of many epochs on the test images is lower than the last, by as much as the epochs scatter. Compare papers
-  with the column *best epoch* and networks with the other one.
+- The best of many epochs on the test images is lower than the last, by as much as the epochs scatter: compare papers
+  with the column *best epoch*, networks with the other one.
 - DiffPrune and Differentiable Sparsification are readings of their abstracts: their rows say what these readings do,
   not what the papers' own code would.
 - Where the same widths from scratch do as well, gates found the widths, and the weights that they kept were worth no
