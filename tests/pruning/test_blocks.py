@@ -139,7 +139,6 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (None, "needs where="),
         ("nowhere", "finds no module"),
         ("bare", "bare: it has no parameters"),
         ("table", r"table\.0, is a Embedding"),
@@ -154,3 +153,12 @@ def test_modules_that_are_no_branches_are_refused(where: str | None, message: st
     with pytest.raises(sc.GateError, match=message):
         sc.attach(net, examples=(x,), gates=[sc.Rule("blocks", where=where)])
     assert list(net.state_dict()) == before
+
+
+def test_branches_that_the_trace_finds_need_no_name() -> None:
+    net, x = Residual().double(), torch.randn(5, 3, dtype=DTYPE)
+    pruner = sc.attach(net, examples=(x,), gates=[sc.Rule("blocks")])
+    assert [group.name for group in pruner.groups] == [f"branches.{number}.block" for number in range(3)]
+    plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(sc.GateError, match="found no module whose output is added"):
+        sc.attach(plain, examples=(torch.randn(2, 3),), gates=[sc.Rule("blocks")])

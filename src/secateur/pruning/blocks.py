@@ -31,17 +31,21 @@ _END = ".block"
 
 
 def blocks(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ...]:
-    """One group of a single unit for each module that ``where=`` names.
+    """One group of a single unit for each module that ``where=`` names, or for each branch that the trace found.
 
     Raises:
-        GateError: ``where=`` is missing or finds nothing, or a module is no branch that can go.
+        GateError: nothing is found, or a module is no branch that can go.
     """
-    if rule.where is None:
-        raise GateError('Rule(units="blocks") needs where=, the modules that are residual branches: where="*.mlp"')
+    branches = set(structure.branches)
+    if rule.where is None and not branches:
+        raise GateError(
+            'Rule(units="blocks"): the trace found no module whose output is added to the stream that it reads; name'
+            ' the modules that are residual branches: where="*.mlp"'
+        )
     found: list[Group] = []
     problems: list[str] = []
     for path, module in model.named_modules():
-        if not path:
+        if not path or (rule.where is None and path not in branches):
             continue
         last = [(name, layer) for name, layer in module.named_modules(prefix=path) if list(layer.parameters(False))]
         members = tuple(
@@ -57,7 +61,7 @@ def blocks(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, .
             problems.append(f"{path}: {problem}")
         else:
             found.append(group)
-    if problems:
+    if problems and (rule.where is not None or not found):
         raise GateError(f"{rule}: these modules are no branches that can go: {listed(problems)}. Narrow where=")
     if not found:
         raise GateError(f"{rule} finds no module of that name or class")

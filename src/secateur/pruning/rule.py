@@ -39,14 +39,15 @@ class Rule:
             leaves these out of ``"structured"``);
             ``"inputs"``, every single input of linear and convolutional layers, the model's own inputs included: finer
             than a group, or where there is none; ``"weights"``, every scalar of the weights that multiply (budgets on
-            parameters then count what is not zero); ``"blocks"``, whole residual branches, the modules that ``where``
-            names: closed ones become modules that return zeros; ``"activations"``, the positions along ``dim`` of what
-            the modules that ``where`` names return; or groups: those of ``structure.custom``, of ``structure.groups``
-            and of `output_group`. Where coarse and fine gates meet, they multiply.
+            parameters then count what is not zero); ``"blocks"``, whole residual branches, those that the trace found
+            (``structure.branches``) or the modules that ``where`` names: closed ones become modules that return zeros;
+            ``"activations"``, the positions along ``dim`` of what the modules that ``where`` names return; or groups:
+            those of ``structure.custom``, of ``structure.groups`` and of `output_group`. Where coarse and fine gates
+            meet, they multiply.
         where: narrows the choice: a pattern for names (of groups, for ``"inputs"`` of layers, for ``"weights"`` of
             tensors or layers, for ``"blocks"`` of modules; ``*`` and ``?`` as in file names), the class of the module
             that carries the units (of the layer for ``"inputs"`` and ``"weights"``, of the block), a predicate of the
-            group, or a tuple of these, of which one must hold. All by default, but for ``"blocks"``.
+            group, or a tuple of these, of which one must hold. All by default; ``"activations"`` need it.
         exclude: the same, for what is left out.
         method: a gate method or its name; by default the one that ``attach`` is given.
         init_open: open chance at the start, in (0, 1), instead of the method's own.

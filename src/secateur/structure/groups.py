@@ -193,6 +193,7 @@ class Structure:
         notes: what could not be looked at while tracing.
         latency_terms: nanoseconds of one forward of the first example, where a latency model was fitted.
         outputs: what modules return, and which units lie along it.
+        branches: paths of modules whose output is added to the stream that they read.
 
     Example:
         >>> import secateur as sc
@@ -217,6 +218,7 @@ class Structure:
     notes: tuple[str, ...] = ()
     latency_terms: tuple[Term, ...] = ()
     outputs: tuple[Output, ...] = ()
+    branches: tuple[str, ...] = ()
 
     @property
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...], tuple[Term, ...]]:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur.structure.branches import Branches
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Label, make_factor
 from secateur.structure.rules import Call, RuleEntry, Uncovered, entry_for, operator_name, pointwise_rule
@@ -66,6 +67,7 @@ class Recorder(TorchDispatchMode):
         stack: qualified names of the modules in execution, kept by hooks of ``watch``.
         on_entry: called with each entry and its position; may raise to end the run.
         returned: the label of what the first call of each module returned, where that is one tensor.
+        branches: notes which modules are residual branches.
     """
 
     coupling: Coupling
@@ -73,6 +75,7 @@ class Recorder(TorchDispatchMode):
     stack: list[str] = field(default_factory=list)
     on_entry: Callable[[int, Entry], None] | None = None
     returned: dict[str, Label] = field(default_factory=dict)
+    branches: Branches = field(default_factory=Branches)
     read: MutableMapping[torch.Tensor, bool] = field(default_factory=_by_tensor)
     _labels: MutableMapping[torch.Tensor, Label] = field(default_factory=_by_tensor)
     _aliases: dict[int, MutableMapping[torch.Tensor, bool]] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class Recorder(TorchDispatchMode):
             self.read[tensor] = True
         _check_types(operator_name(func), values)
         out = func(*args, **kwargs)
+        self.branches.ran(operator_name(func), list(_tensors(values.values())), out)
         outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self.coupling.operator, self.coupling.module = operator_name(func), self.stack[-1] if self.stack else ""
         if not outputs:
@@ -383,15 +387,17 @@ def watch(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
             def enter(_module: nn.Module, _args: Any, _kwargs: Any = None, *, _name: str = name) -> None:
                 recorder.stack.append(_name)
+                recorder.branches.entered(_name, _args, _kwargs or {})
 
             def leave(_module: nn.Module, _args: Any, _out: Any, *, _name: str = name) -> None:
+                recorder.branches.left(_name, _out)
                 while recorder.stack and recorder.stack.pop() != _name:
                     pass
                 if isinstance(_out, torch.Tensor):
                     recorder.returned.setdefault(_name, recorder.label(_out))
 
             for handle in (
-                module.register_forward_pre_hook(enter, prepend=True),
+                module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
                 module.register_forward_hook(leave),
             ):
                 hooks.callback(handle.remove)

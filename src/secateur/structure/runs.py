@@ -54,6 +54,7 @@ class Run:
         escaped: labels of tensors that outlived it in another way.
         read: names of the parameters and buffers that it read.
         returned: labels of what the modules returned.
+        branches: paths of its residual branches.
     """
 
     entries: list[Entry]
@@ -61,6 +62,7 @@ class Run:
     escaped: list[Label]
     read: frozenset[str]
     returned: Mapping[str, Label]
+    branches: tuple[str, ...]
 
 
 class RunFailure(Exception):  # noqa: N818 - what failed is the user's model, not this code
@@ -149,7 +151,7 @@ def run(
     read = frozenset(name for name, tensor in tensors.items() if recorder.read.get(tensor))
     del out, returned, args, kwargs
     escaped = recorder.alive(besides=known) if coupling.recording else []
-    return Run(recorder.entries, outputs, escaped, read, recorder.returned)
+    return Run(recorder.entries, outputs, escaped, read, recorder.returned, tuple(recorder.branches.found()))
 
 
 @contextmanager

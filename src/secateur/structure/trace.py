@@ -20,7 +20,7 @@ from secateur.errors import TraceError
 from secateur.structure.attributes import SizedAttributes, settle
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
-from secateur.structure.grouping import group_units
+from secateur.structure.grouping import Grouping, group_units
 from secateur.structure.groups import Structure
 from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.outputs import outputs_of
@@ -69,7 +69,7 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     while True:
         grouping = group_units(coupling, sites, read, norms, notes)
         if not grouping.structure.groups:
-            return replace(grouping.structure, outputs=outputs_of(recorded[0].run.returned, grouping))
+            return _with_calls(grouping.structure, recorded[0].run, grouping)
         pairs = any(group.size == 2 for group in grouping.structure.groups)
         for trial in [
             Trial(model, recorded, sites, grouping, norms, pairs=p) for p in ((False, True) if pairs else (False,))
@@ -78,8 +78,8 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
             if deviation is not None:
                 break
         else:
-            outputs = outputs_of(recorded[0].run.returned, grouping)
-            return replace(grouping.structure, attributes=attributes.rules(grouping), outputs=outputs)
+            structure = replace(grouping.structure, attributes=attributes.rules(grouping))
+            return _with_calls(structure, recorded[0].run, grouping)
         blamed = trial.blame(deviation)
         if not blamed:
             raise TraceError(
@@ -87,6 +87,11 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
             )
         for group, freeze in blamed.items():
             coupling.freeze_at(grouping.ids_of(group), freeze)
+
+
+def _with_calls(structure: Structure, one: Run, grouping: Grouping) -> Structure:
+    """The structure with what a run showed of the calls of modules."""
+    return replace(structure, outputs=outputs_of(one.returned, grouping), branches=one.branches)
 
 
 def _record(
