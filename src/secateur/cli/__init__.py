@@ -1,9 +1,10 @@
-"""The command line: ``secateur train | inspect | report | reproduce``."""
+"""The command line: ``secateur train | compare | inspect | report | reproduce``."""
 
 from __future__ import annotations
 
 import typer
 
+from secateur.cli.compare import compare
 from secateur.cli.inspect import inspect
 from secateur.cli.report import report
 from secateur.cli.reproduce import reproduce
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(train)
+app.command()(compare)
 app.command()(inspect)
 app.command()(report)
 app.command()(reproduce)

@@ -25,10 +25,10 @@ from secateur.recipes.measure import (
 )
 from secateur.recipes.networks import network
 from secateur.recipes.settings import Settings
-from secateur.recipes.train import Watch, train
+from secateur.recipes.train import Phase, Watch, train
 from secateur.structure.cut import CutPlan, cut_
 
-__all__ = ["Outcome", "Row", "fresh", "fresh_compact", "gates_for", "run"]
+__all__ = ["Outcome", "Pruned", "Row", "attached", "fresh", "fresh_compact", "gates_for", "pruned", "run"]
 
 #: Images in the batch whose latency is measured.
 LATENCY_BATCH = 100
@@ -119,6 +119,54 @@ def gates_for(settings: Settings) -> list[sc.Rule]:
     return rules
 
 
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What training with gates made.
+
+    Args:
+        gated: the network with its gates.
+        small: what was cut from it.
+        report: of the cut.
+        tuned: the small network after more training; None where the schedule has none.
+        phases: of the training.
+    """
+
+    gated: nn.Module
+    small: nn.Module
+    report: sc.Report
+    tuned: nn.Module | None
+    phases: tuple[Phase, ...]
+
+
+def attached(settings: Settings, images: Images, steps: int | None = None) -> tuple[nn.Module, sc.Pruner]:
+    """The network at full size with its gates, and their pruner, for a training of so many steps."""
+    model = fresh(settings.net, settings.seed).to(settings.device)
+    budget = settings.budget(steps)
+    gates = gates_for(settings)
+    return model, sc.attach(model, examples=(images.x[:1],), gates=gates, budget=budget, seed=settings.seed)
+
+
+def pruned(settings: Settings, images: Images, watch: Watch) -> Pruned:
+    """Trains with gates to the budget, cuts, and trains on.
+
+    Args:
+        settings: what to do.
+        images: the data set that ``settings.data`` names, on ``settings.device``.
+        watch: told about every epoch.
+    """
+    schedule, seed = settings.schedule(), settings.seed
+    phases = [schedule.gated(GATED, seed)]
+    gated, pruner = attached(settings, images, phases[0].steps(len(images.y)))
+    train(gated, images, phases[0], watch, pruner)
+    small, report = pruner.finalize()
+    tuned = None
+    if schedule.epochs_after_cut:
+        tuned = copy.deepcopy(small)
+        phases.append(schedule.after_cut(TUNED, seed))
+        train(tuned, images, phases[-1], watch)
+    return Pruned(gated, small, report, tuned, tuple(phases))
+
+
 def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
     """Trains dense, gated, compact and scratch networks, saves the compact one, measures them all.
 
@@ -135,18 +183,13 @@ def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
     started = time.perf_counter()
     images = images.to(settings.device)
     schedule, seed = settings.schedule(), settings.seed
-    example = images.x[:1]
 
     def made(model: nn.Module) -> nn.Module:
         return model.to(settings.device)
 
     # Gated first: what cannot be gated or cut is refused before the longer training.
-    gated = made(fresh(settings.net, seed))
-    phases = [schedule.gated(GATED, seed)]
-    budget = settings.budget(phases[0].steps(len(images.y)))
-    pruner = sc.attach(gated, examples=(example,), gates=gates_for(settings), budget=budget, seed=seed)
-    train(gated, images, phases[-1], watch, pruner)
-    small, report = pruner.finalize()
+    found = pruned(settings, images, watch)
+    gated, small, report, phases = found.gated, found.small, found.report, list(found.phases)
     plan = sc.cut_of(small)
     assert plan is not None  # what finalize returns was cut
     difference = {
@@ -154,10 +197,8 @@ def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
         for dtype in (torch.float32, torch.float64)
     }
     models: dict[str, nn.Module] = {GATED: gated, COMPACT: small}
-    if schedule.epochs_after_cut:
-        models[TUNED] = tuned = copy.deepcopy(small)
-        phases.append(schedule.after_cut(TUNED, seed))
-        train(tuned, images, phases[-1], watch)
+    if found.tuned is not None:
+        models[TUNED] = found.tuned
     models[SCRATCH] = made(fresh_compact(settings.net, plan, seed))
     phases.append(schedule.whole(SCRATCH, seed))
     train(models[SCRATCH], images, phases[-1], watch)
