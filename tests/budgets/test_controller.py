@@ -12,8 +12,9 @@ from tests.polynomials import Polynomials, chain, group
 from torch import Tensor
 
 from secateur.budgets.budget import Budget
-from secateur.budgets.controller import LEAST_PUSH, NEAR, Control, Controller
+from secateur.budgets.controller import LEAST_PUSH, Control, Controller
 from secateur.budgets.costs import CostModel
+from secateur.budgets.projection import NEAR
 from secateur.errors import BudgetError
 from secateur.gates import ARM, DifferentiableSparsification, DiffPrune, Gate, HardConcrete, Layout, Method
 from secateur.structure.groups import Axis, Term

@@ -89,7 +89,7 @@ def test_closing_flips_the_fewest_lowest_scores(widths: list[int], share: float,
     costs = CostModel(chain(widths))
     scores, is_open = drawn(costs, seed, opening)
     limits = limits_of(costs, share, macs=False)
-    closed = flips(costs, scores, is_open, limits, closing=True)
+    closed = flips(costs, scores, is_open, limits, limits, closing=True)
     assert is_open[torch.from_numpy(closed)].all()
     ordered = scores[torch.from_numpy(closed)]
     assert (ordered.diff() >= 0).all()

@@ -12,12 +12,19 @@ from torch import Tensor
 
 from secateur.budgets.controller import Control, Controller
 from secateur.budgets.costs import KINDS, CostModel, Kind
+from secateur.budgets.parts import Part
 from secateur.budgets.projection import project_onto
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
 __all__ = ["Budget", "Control", "Controller", "Penalty", "PenaltyTerm", "project"]
 
+#: What can be said of a part's size, and what is counted then.
+PART_SIZES: Mapping[str, Literal["params", "macs", "units"]] = {
+    "keep_params": "params",
+    "keep_macs": "macs",
+    "keep_units": "units",
+}
 #: Optimizer steps that the schedule's fractions are of where the length of the training is not told: with the default
 #: fractions the target stands after 300 steps.
 UNTOLD_STEPS = 500
@@ -44,6 +51,10 @@ class Budget:
         latency: share of the dense model's latency as a latency model predicts it, in (0, 1]; needs
             ``sc.attach(..., latency=sc.latency_model(...))``.
         latency_ms: that latency in milliseconds, over 0, instead of a share.
+        per: sizes of single parts, by name: ``{"layer3": {"keep_macs": 0.3}}`` for what lies in a module,
+            ``{"layer1.0.conv1": {"keep_units": 0.5}}`` for the units of a group; shares of the part's own dense cost,
+            or absolute numbers. Parts are brought to their sizes first, then the whole model to its own by what is
+            left; it stays below where only units of full parts could fill it up.
         equality: True (default): gates that close by themselves below every target are opened again, so that the size
             stated is the size had. False: a target is an upper bound only.
         steps: optimizer steps of the whole training. Without it the schedule is one for short trainings: tell it,
@@ -77,6 +88,7 @@ class Budget:
     keep_macs: float | None = None
     latency: float | None = None
     latency_ms: float | None = None
+    per: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     equality: bool = True
     steps: int | None = None
     hold: float = 0.1
@@ -111,16 +123,18 @@ class Budget:
         hold, ramp = (value if _is_int(value) else round(value * steps) for value in (self.hold, self.ramp))
         return int(hold), int(ramp)
 
-    def targets(self, dense: Cost) -> dict[Kind, int]:
+    def targets(self, dense: Cost) -> dict[str, int]:
         """Cost to end at by kind, for a model of that dense cost; latency in nanoseconds.
 
         Raises:
             BudgetError: an absolute number is above the dense cost, or a latency is asked for and there is no model
                 of it.
         """
-        found: dict[Kind, int] = {}
+        found: dict[str, int] = {}
         for kind, keep in self._wanted.items():
-            whole = getattr(dense, kind)
+            if kind not in KINDS and kind not in dict(dense.parts):
+                raise BudgetError(f"Budget: {kind} is not counted here; expected CostModel(structure, budget.parts)")
+            whole = dense.of(kind)
             if kind == "latency" and not whole:
                 raise BudgetError(f"Budget: {_NO_LATENCY}")
             found[kind] = math.floor(keep * whole * (1 + 1e-12)) if _is_share(keep) else int(keep)
@@ -132,6 +146,11 @@ class Budget:
                     f"Budget: {asked}, but the dense model has only {has}; ask for less, or for a share in (0, 1]"
                 )
         return found
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What a `CostModel` has to count apart for this budget."""
+        return tuple(Part(name, PART_SIZES[size]) for name, wanted in self.per.items() for size in wanted)
 
     def start(self, costs: CostModel) -> Controller:
         """The state of this budget in one training.
@@ -158,19 +177,31 @@ class Budget:
             problems.append(f"latency_ms={self.latency_ms!r}, expected milliseconds, over 0")
         if self.latency is not None and self.latency_ms is not None:
             problems.append("latency= and latency_ms= both say the latency; leave one out")
-        if all(size is None for size in (*sizes.values(), self.latency, self.latency_ms)):
+        for name, wanted in self.per.items():
+            unknown = sorted(set(wanted) - set(PART_SIZES))
+            if unknown or not wanted:
+                problems.append(
+                    f"per[{name!r}] has {', '.join(unknown) or 'no size'}, expected some of {', '.join(PART_SIZES)}"
+                )
+            problems += [
+                f"per[{name!r}][{size!r}]={keep!r}, expected a share in (0, 1] or an absolute number as an int over 1"
+                for size, keep in wanted.items()
+                if not _is_share(keep) and not _is_number(keep)
+            ]
+        if not self.per and all(size is None for size in (*sizes.values(), self.latency, self.latency_ms)):
             problems.append("no target; say keep_params=, keep_macs=, latency= or several, for example keep_params=0.1")
         return problems
 
     @property
-    def _wanted(self) -> dict[Kind, float]:
+    def _wanted(self) -> dict[str, float]:
         nanoseconds = None if self.latency_ms is None else max(int(self.latency_ms * NANOSECONDS), 2)
-        wanted: dict[Kind, float | None] = {
+        wanted: dict[str, float | None] = {
             "params": self.keep_params,
             "macs": self.keep_macs,
             "latency": self.latency if nanoseconds is None else nanoseconds,
         }
-        return {kind: keep for kind, keep in wanted.items() if keep is not None}
+        of_parts = {part.label: self.per[part.name][f"keep_{part.kind}"] for part in self.parts}
+        return {kind: keep for kind, keep in wanted.items() if keep is not None} | of_parts
 
 
 @dataclass(frozen=True)
@@ -219,7 +250,7 @@ class Penalty:
 
     def factor(self, dense: Cost) -> float:
         """What the expected cost is multiplied by."""
-        return self.weight / (self.n_examples if self.n_examples is not None else max(getattr(dense, self.kind), 1))
+        return self.weight / (self.n_examples if self.n_examples is not None else max(dense.of(self.kind), 1))
 
     def start(self, costs: CostModel) -> PenaltyTerm:
         """This penalty for one training.
@@ -243,7 +274,7 @@ class PenaltyTerm:
     def __init__(self, costs: CostModel, penalty: Penalty) -> None:
         self.costs = costs
         self.penalty = penalty
-        self.target: dict[Kind, int] = {}
+        self.target: dict[str, int] = {}
         self._factor = penalty.factor(costs.dense)
         self._costs_now = (costs.dense, costs.dense)
 
@@ -267,7 +298,7 @@ class PenaltyTerm:
         values = self.costs.expected_vector(prob_open).tolist()
         if not all(math.isfinite(value) for value in values):
             raise BudgetError(f"PenaltyTerm.step: the expected cost is {values}; the gates' parameters have diverged")
-        self._costs_now = Cost(*(round(value) for value in values)), self.costs.exact(fixed_open)
+        self._costs_now = self.costs.cost(values), self.costs.exact(fixed_open)
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: a penalty learns nothing."""
@@ -279,7 +310,7 @@ class PenaltyTerm:
             raise BudgetError(f"PenaltyTerm: got the state of a budget with {', '.join(state)}; expected none")
 
 
-def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | Mapping[Kind, int]) -> Tensor:
+def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | Mapping[str, int]) -> Tensor:
     """The pattern of open units within a budget that flips as few as possible, the least wanted ones.
 
     See `secateur.budgets.projection.project_onto` for the order.
@@ -299,13 +330,13 @@ def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | 
     if isinstance(budget, Budget):
         limits = feasible(costs, budget.targets(costs.dense))
         now = costs.exact(is_open)
-        if not budget.equality and all(getattr(now, kind) <= limit for kind, limit in limits.items()):
+        if not budget.equality and all(now.of(kind) <= limit for kind, limit in limits.items()):
             return is_open.detach().to("cpu", torch.bool).clone()
         return project_onto(costs, scores, is_open, limits, budget.slack)
     return project_onto(costs, scores, is_open, feasible(costs, budget))
 
 
-def feasible(costs: CostModel, targets: Mapping[Kind, int]) -> dict[Kind, int]:
+def feasible(costs: CostModel, targets: Mapping[str, int]) -> dict[str, int]:
     """The targets, if a cut can reach them.
 
     Raises:
@@ -313,13 +344,16 @@ def feasible(costs: CostModel, targets: Mapping[Kind, int]) -> dict[Kind, int]:
     """
     problems = []
     for kind, target in targets.items():
-        least, dense = getattr(costs.least, kind), getattr(costs.dense, kind)
+        least, dense = costs.least.of(kind), costs.dense.of(kind)
         if target < least:
             problems.append(
                 f"{_amount(target, kind)} {kind} ({target / dense:.3%} of {_amount(dense, kind)}) cannot be reached:"
                 f" with one unit left in every group {_amount(least, kind)} remain ({least / dense:.3%}), most of them"
                 f" {_what_stays(costs, kind)}"
             )
+        whole = targets.get(kind.partition(" of ")[0], math.inf)
+        if target > whole:
+            problems.append(f"{kind} is to stay at {target}, but the whole model at {whole}: one contradicts the other")
     if problems:
         raise BudgetError(
             "Budget: " + "; ".join(problems) + ". Raise the budget, or see structure.frozen for what cannot be pruned"
@@ -327,11 +361,11 @@ def feasible(costs: CostModel, targets: Mapping[Kind, int]) -> dict[Kind, int]:
     return dict(targets)
 
 
-def _amount(value: int, kind: Kind) -> str:
+def _amount(value: int, kind: str) -> str:
     return f"{value / NANOSECONDS:.4g} ms" if kind == "latency" else str(value)
 
 
-def _what_stays(costs: CostModel, kind: Kind) -> str:
+def _what_stays(costs: CostModel, kind: str) -> str:
     """The term that is largest in the least model, and why its dimensions are frozen."""
     label = costs.largest_term[kind]
     entries = [entry for entry in getattr(costs.structure, "frozen", ()) if label in (entry.tensor, entry.module)]

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.budgets.costs import KINDS, CostModel, Kind
-from secateur.budgets.projection import flips, settled
+from secateur.budgets.costs import CostModel
+from secateur.budgets.projection import flips, goals, settled
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
@@ -32,8 +32,6 @@ LARGEST_PUSH = 1e3
 LARGEST_UNTOLD = 1e6
 #: The loss counts as at least this share of its largest running mean: pressure does not fade where a loss is nearly 0.
 LEAST_SCALE = 0.01
-#: How near to the target the fixed gates are to land, as a share of it, where units are small enough.
-NEAR = 0.05
 #: What is divided by, or has its logarithm taken, is at least this.
 SMALLEST = 1e-9
 
@@ -138,7 +136,7 @@ class Controller:
     def __init__(
         self,
         costs: CostModel,
-        targets: Mapping[Kind, int],
+        targets: Mapping[str, int],
         *,
         hold: int,
         ramp: int,
@@ -146,18 +144,18 @@ class Controller:
         control: Control | None = None,
     ) -> None:
         self.costs = costs
-        self.target: dict[Kind, int] = dict(targets)
+        self.target: dict[str, int] = dict(targets)
         self.control = control or Control()
         self.hold, self.ramp, self.equality = hold, ramp, equality
         #: optimizer steps so far
         self.steps = 0
         #: Lagrange multipliers of the expected costs, by kind
-        self.prices: dict[Kind, float] = dict.fromkeys(self.target, 0.0)
+        self.prices: dict[str, float] = dict.fromkeys(self.target, 0.0)
         #: multiplier of the fixed gates' cost
         self.push = LEAST_PUSH
-        self._worst: Kind = next(iter(self.target))
-        self._integral: dict[Kind, float] = dict(self.prices)
-        self._start: dict[Kind, float] = {}
+        self._worst: str = next(iter(self.target))
+        self._integral: dict[str, float] = dict(self.prices)
+        self._start: dict[str, float] = {}
         self._scale: float | None = None
         self._peak = 0.0
         self._losses: list[float] = []
@@ -174,10 +172,10 @@ class Controller:
         """Cost of the fixed gates at the last step."""
         return self._costs_now[1]
 
-    def reference(self, kind: Kind) -> float:
+    def reference(self, kind: str) -> float:
         """What the cost of that kind is steered to now: the target at the end of the schedule."""
         goal = math.log(max(self.target[kind], 1))
-        start = self._start.get(kind, math.log(max(getattr(self.costs.dense, kind), 1)))
+        start = self._start.get(kind, math.log(max(self.costs.dense.of(kind), 1)))
         passed = self.steps - self.hold
         done = min(max(passed / self.ramp, 0.0), 1.0) if self.ramp else float(passed >= 0)
         return math.exp((1.0 - done) * max(start, goal) + done * goal)
@@ -212,11 +210,11 @@ class Controller:
         value = values.new_zeros(())
         pull = torch.zeros_like(slopes[0])
         for kind, price in prices.items():
-            row = KINDS.index(kind)
+            row = self.costs.rows[kind]
             value = value + price * (values[row] / self.reference(kind)).log()
             pull = pull + price * relative[row]
         if self._weights is not None:
-            pull = pull + self._weights.to(pull) * relative[KINDS.index(self._worst)]
+            pull = pull + self._weights.to(pull) * relative[self.costs.rows[self._worst]]
         pull = ((scale or 1.0) * pull).to(prob_open.dtype)
         # The gradient is `pull`, the value that of the Lagrangian's terms.
         through = pull @ (prob_open - prob_open.detach())
@@ -235,7 +233,7 @@ class Controller:
         Raises:
             BudgetError: a chance is not finite; nothing was changed.
         """
-        values = dict(zip(KINDS, self.costs.expected_vector(prob_open).tolist(), strict=True))
+        values = dict(zip(self.costs.rows, self.costs.expected_vector(prob_open).tolist(), strict=True))
         wrong = [f"{kind} {value}" for kind, value in values.items() if not math.isfinite(value)]
         if wrong:
             self._losses.clear()
@@ -247,9 +245,9 @@ class Controller:
             scores = prob_open.clamp(min=SMALLEST).log().masked_fill(prob_open == 1.0, math.inf)
         exact = self.costs.exact(fixed_open)
         if not self._start:
-            self._start = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
+            self._start = {kind: math.log(max(exact.of(kind), 1)) for kind in self.target}
         self.steps += 1
-        self._costs_now = Cost(*(round(value) for value in values.values())), exact
+        self._costs_now = self.costs.cost([*values.values()]), exact
         if self._losses:
             mean = sum(self._losses) / len(self._losses)
             self._scale = mean if self._scale is None else self._scale + (mean - self._scale) / LOSS_MEMORY
@@ -271,7 +269,7 @@ class Controller:
             "scale": self._scale,
             "peak": self._peak,
             "weights": None if self._weights is None else self._weights.clone(),
-            "costs": [list(astuple(cost)) for cost in self._costs_now],
+            "costs": [[cost.of(name) for name in self.costs.rows] for cost in self._costs_now],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,7 +287,7 @@ class Controller:
         self.prices, self._integral = dict(state["prices"]), dict(state["integral"])
         self._start, self._scale, self._peak = dict(state["start"]), state["scale"], state["peak"]
         self._weights = None if state["weights"] is None else state["weights"].clone()
-        expected, exact = (Cost(*pair) for pair in state["costs"])
+        expected, exact = (self.costs.cost(numbers) for numbers in state["costs"])
         self._costs_now = expected, exact
         self._losses.clear()
 
@@ -298,7 +296,7 @@ class Controller:
         """Whether the reference stands at the target."""
         return self.steps >= self.hold + self.ramp
 
-    def _ascend(self, expected: Mapping[Kind, float]) -> None:
+    def _ascend(self, expected: Mapping[str, float]) -> None:
         """Dual ascent of the prices."""
         control = self.control
         for kind in self.target:
@@ -341,27 +339,31 @@ class Controller:
     def _misplaced(self, exact: Cost, is_open: Tensor, scores: Tensor) -> tuple[Tensor, float, bool]:
         """Direction of the push for each unit ``(U,)``, positive towards closed, how far off the cost is, if over."""
         control = self.control
-        now = {kind: math.log(max(getattr(exact, kind), 1)) for kind in self.target}
+        now = {kind: math.log(max(exact.of(kind), 1)) for kind in self.target}
         over = {kind: cost - math.log(self.reference(kind)) for kind, cost in now.items()}
         self._worst = max(over, key=lambda kind: over[kind])
         # At the target a unit that opens again costs another one: what is closed is held as hard as others are closed.
         hold = 1.0 if self._arrived else control.hold
         weights = torch.zeros_like(scores).masked_fill_(~is_open, hold)
         if over[self._worst] > 0.0:
-            limits = {kind: int(self.reference(kind)) for kind in self.target}
-            weights[self._to_flip(scores, is_open, limits, closing=True)] = 1.0
+            goal = next(goal for goal in goals(self.target) if self._worst in goal)
+            limits = {kind: int(self.reference(kind)) for kind in goal}
+            weights[self._to_flip(scores, is_open, limits, goal, closing=True)] = 1.0
             return weights, over[self._worst], True
-        under = min(math.log(max(self.target[kind], 1)) - cost for kind, cost in now.items())
-        if self.equality and under > 0.0:
-            move = self._to_flip(scores, is_open, self.target, closing=False)
-            if len(move):
+        under = {kind: math.log(max(self.target[kind], 1)) - cost for kind, cost in now.items()}
+        for goal in goals(self.target) if self.equality else ():
+            least = min(goal, key=lambda kind: under[kind])
+            if under[least] > 0.0 and len(move := self._to_flip(scores, is_open, self.target, goal, closing=False)):
+                self._worst = least
                 weights.fill_(-control.leak)
                 weights[move] = -1.0
-                return weights, under, False
+                return weights, under[least], False
         return weights, 0.0, False
 
-    def _to_flip(self, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], *, closing: bool) -> Tensor:
-        found = flips(self.costs, scores, is_open, limits, closing=closing)
+    def _to_flip(
+        self, scores: Tensor, is_open: Tensor, limits: Mapping[str, int], goal: Mapping[str, int], *, closing: bool
+    ) -> Tensor:
+        found = flips(self.costs, scores, is_open, limits, goal, closing=closing)
         if self._arrived and (len(found) or not closing):
-            found = settled(self.costs, scores, is_open, limits, found, closing=closing, near=NEAR)
+            found = settled(self.costs, scores, is_open, limits, goal, found, closing=closing)
         return torch.from_numpy(found).to(scores.device)

@@ -7,38 +7,60 @@ every search here relies on.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.budgets.costs import KINDS, CostModel, Kind
+from secateur.budgets.costs import KINDS, CostModel
 from secateur.errors import BudgetError
 
-__all__ = ["flips", "project_onto", "settled"]
+__all__ = ["NEAR", "flips", "goals", "project_onto", "settled"]
 
+#: How near to the target the fixed gates are to land, as a share of it, where units are small enough.
+NEAR = 0.05
 #: Lengths that a search tries at once.
 WIDE = 16
 #: Units that a search sorts at first; more only where these do not suffice.
 FIRST_LOOK = 1024
 
 
+def goals(limits: Mapping[str, int]) -> list[dict[str, int]]:
+    """Limits that are met one after another: each part's own, then those of the whole model together.
+
+    Example:
+        >>> goals({"params": 9, "macs": 8, "macs of layer3": 7})
+        [{'macs of layer3': 7}, {'params': 9, 'macs': 8}]
+    """
+    whole: dict[str, int] = {name: limit for name, limit in limits.items() if name in KINDS}
+    parts = [{name: limit} for name, limit in limits.items() if name not in KINDS]
+    return [*parts, whole] if whole else parts
+
+
 def flips(
-    costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], *, closing: bool
+    costs: CostModel,
+    scores: Tensor,
+    is_open: Tensor,
+    limits: Mapping[str, int],
+    goal: Iterable[str],
+    *,
+    closing: bool,
 ) -> NDArray[np.int64]:
     """Units that a shift of the threshold alone would flip to come to the limits.
 
     Closing: the fewest lowest-scored open units whose end brings every cost to its limit or under it (all that may go
     where that is not enough). Opening: as many of the highest-scored closed units as fit. The last open unit of a
-    group stays, a group without one stays as it is, and units of infinite score or without a cost keep their state.
+    group stays, a group without one stays as it is, and units of infinite score or without a cost in the goal keep
+    their state.
 
     Args:
         costs: what units cost.
         scores: ``(U,)``, larger stays longer.
         is_open: bool ``(U,)``.
         limits: largest allowed cost by kind.
+        goal: kinds that are to come nearer to their limits.
         closing: whether to close units or to open some.
 
     Returns:
@@ -47,7 +69,9 @@ def flips(
     scores = scores.detach()
     n_open = costs.n_open(is_open)
     segment = costs.segment_on(scores.device)
-    movable = _movable(costs, scores, limits) & (is_open if closing else ~is_open)
+    movable = _movable(costs, scores, goal) & (is_open if closing else ~is_open)
+    if not closing:
+        movable &= torch.from_numpy(_one_more_fits(costs, n_open, limits)).to(scores.device)[segment]
     n_movable = int(movable.sum())
     ranking = scores.masked_fill(~movable, torch.inf if closing else -torch.inf)
     found = np.zeros(0, dtype=np.int64)
@@ -76,15 +100,15 @@ def settled(
     costs: CostModel,
     scores: Tensor,
     is_open: Tensor,
-    limits: Mapping[Kind, int],
+    limits: Mapping[str, int],
+    goal: Iterable[str],
     move: NDArray[np.int64],
     *,
     closing: bool,
-    near: float,
 ) -> NDArray[np.int64]:
-    """What `flips` found, with the last unit exchanged where it is too large for the costs to land near the limits.
+    """What `flips` found, with the last unit exchanged where it is too large for the goal to land near its limits.
 
-    Closing: where the last unit takes all costs below the limits by more than ``near`` (a share of them), the
+    Closing: where the last unit takes all costs below the limits by more than `NEAR` (a share of them), the
     lowest-scored unit of another group that does not takes its place. Opening: where the costs stay below by more, the
     highest-scored unit follows that brings them near, or else one that fits.
     """
@@ -95,9 +119,7 @@ def settled(
 
     def lands(n_open: NDArray[np.int64]) -> bool:
         cost = costs.cut(n_open)
-        return bool(_within(costs, n_open, limits)) and any(
-            getattr(cost, k) >= (1.0 - near) * v for k, v in limits.items()
-        )
+        return bool(_within(costs, n_open, limits)) and any(cost.of(k) >= (1.0 - NEAR) * limits[k] for k in goal)
 
     def one_more(group: int) -> NDArray[np.int64]:
         n_open: NDArray[np.int64] = n_first.copy()
@@ -106,7 +128,7 @@ def settled(
 
     if lands(one_more(int(costs.segment[move[-1]]))) if closing else lands(n_first):
         return move
-    movable = _movable(costs, scores, limits) & (is_open if closing else ~is_open)
+    movable = _movable(costs, scores, goal) & (is_open if closing else ~is_open)
     movable[torch.from_numpy(move).to(scores.device)] = False
     ranking = scores.detach().masked_fill(~movable, torch.inf if closing else -torch.inf)
     best = ranking.new_full((len(costs.sizes),), torch.inf if closing else -torch.inf)
@@ -123,7 +145,7 @@ def settled(
 
 
 def project_onto(
-    costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[Kind, int], slack: float = 0.0
+    costs: CostModel, scores: Tensor, is_open: Tensor, limits: Mapping[str, int], slack: float = 0.0
 ) -> Tensor:
     """The pattern within the limits that flips few units, the least wanted ones.
 
@@ -151,24 +173,28 @@ def project_onto(
             raise BudgetError(f"project: {name} has shape {tuple(vector.shape)}, expected ({costs.total},)")
     if bool(scores.isnan().any()):
         raise BudgetError(f"project: {int(scores.isnan().sum())} of {costs.total} scores are NaN; training diverged")
-    floor = {kind: limit - int(slack * getattr(costs.dense, kind)) for kind, limit in limits.items()}
+    floor = {kind: limit - int(slack * costs.dense.of(kind)) for kind, limit in limits.items()}
     pattern = _Pattern(costs, scores, is_open)
-    if not pattern.fits(limits):
-        flipped = flips(costs, scores, is_open, limits, closing=True)
-        pattern.flip(flipped)
-        if not pattern.fits(limits):
-            least = costs.cut(pattern.n_open)
-            raise BudgetError(
-                "project: the budget cannot be met by closing units that have gates: "
-                + ", ".join(f"{kind} at most {limit}, least {getattr(least, kind)}" for kind, limit in limits.items())
-                + "; raise the budget or gate more groups"
-            )
-        pattern.refill(flipped, limits)
-    elif pattern.below(floor):
-        pattern.flip(flips(costs, scores, is_open, floor, closing=False))
-    if pattern.below(floor):
-        movable = _movable(costs, scores, limits).numpy() & ~pattern.is_open.numpy()
-        pattern.fill(np.flatnonzero(movable), limits, floor)
+    for goal in goals(limits):
+        if not pattern.fits(goal):
+            flipped = flips(costs, scores, pattern.is_open, goal, goal, closing=True)
+            pattern.flip(flipped)
+            if not pattern.fits(goal):
+                least = costs.cut(pattern.n_open)
+                raise BudgetError(
+                    "project: the budget cannot be met by closing units that have gates: "
+                    + ", ".join(f"{kind} at most {limit}, least {least.of(kind)}" for kind, limit in goal.items())
+                    + "; raise the budget or gate more groups"
+                )
+            pattern.refill(flipped, limits)
+    for goal in goals(floor):
+        if pattern.below(goal):
+            # Up to the floor, not to the limit: what is opened here was never trained.
+            upto = {**limits, **goal}
+            pattern.flip(flips(costs, scores, pattern.is_open, upto, goal, closing=False))
+        if pattern.below(goal):
+            movable = _movable(costs, scores, goal).numpy() & ~pattern.is_open.numpy()
+            pattern.fill(np.flatnonzero(movable), limits, goal)
     return pattern.is_open
 
 
@@ -187,15 +213,15 @@ class _Pattern:
         self.is_open[where] = ~self.is_open[where]
         self.n_open = self.costs.n_open(self.is_open)
 
-    def fits(self, limits: Mapping[Kind, int], group: int = 0, more: int | NDArray[np.int64] = 0) -> NDArray[np.bool_]:
+    def fits(self, limits: Mapping[str, int], group: int = 0, more: int | NDArray[np.int64] = 0) -> NDArray[np.bool_]:
         """Whether all costs are within the limits, with each of these numbers of further units of a group."""
         return _within(self.costs, self._with(group, more), limits)
 
-    def below(self, floor: Mapping[Kind, int], group: int = 0, more: int | NDArray[np.int64] = 0) -> NDArray[np.bool_]:
+    def below(self, floor: Mapping[str, int], group: int = 0, more: int | NDArray[np.int64] = 0) -> NDArray[np.bool_]:
         """Whether all costs are below the floor, alike."""
         return _within(self.costs, self._with(group, more), {kind: least - 1 for kind, least in floor.items()})
 
-    def refill(self, units: NDArray[np.int64], limits: Mapping[Kind, int]) -> None:
+    def refill(self, units: NDArray[np.int64], limits: Mapping[str, int]) -> None:
         """Open those of the units that fit, highest scores first."""
         left = {group: own[::-1].tolist() for group, own in self._by_group(units).items()}
         queue = [(-float(self.scores[own[-1]]), group) for group, own in left.items()]
@@ -208,7 +234,7 @@ class _Pattern:
                 if left[group]:
                     heapq.heappush(queue, (-float(self.scores[left[group][-1]]), group))
 
-    def fill(self, units: NDArray[np.int64], limits: Mapping[Kind, int], floor: Mapping[Kind, int]) -> None:
+    def fill(self, units: NDArray[np.int64], limits: Mapping[str, int], floor: Mapping[str, int]) -> None:
         """Open units until the costs are not below the floor: one by score, then most expensive groups first."""
         left = {g: own for g, own in self._by_group(units).items() if self.n_open[g] >= self.costs.floor[g]}
         if not left:
@@ -234,12 +260,12 @@ class _Pattern:
         present, starts = np.unique(groups[order], return_index=True)
         return dict(zip(present.tolist(), np.split(ordered[order], starts[1:]), strict=True)) if len(units) else {}
 
-    def _sizes(self, groups: NDArray[np.int64], limits: Mapping[Kind, int]) -> NDArray[np.float64]:
+    def _sizes(self, groups: NDArray[np.int64], limits: Mapping[str, int]) -> NDArray[np.float64]:
         """How much of the dense cost the next unit of each of these groups adds."""
-        dense = np.array([max(getattr(self.costs.dense, kind), 1) for kind in KINDS])
+        dense = np.array([max(self.costs.dense.of(kind), 1) for kind in self.costs.rows])
         more = np.eye(len(self.n_open), dtype=np.int64)[groups]
         added = (self.costs.cuts(self.n_open + more) - self.costs.cuts(self.n_open)) / dense
-        largest: NDArray[np.float64] = added[:, [KINDS.index(kind) for kind in limits]].max(-1)
+        largest: NDArray[np.float64] = added[:, [self.costs.rows[kind] for kind in limits]].max(-1)
         return largest
 
     def _with(self, group: int, more: int | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -253,16 +279,21 @@ class _Pattern:
         self.n_open[group] += len(units)
 
 
-def _within(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[Kind, int]) -> NDArray[np.bool_]:
+def _within(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[str, int]) -> NDArray[np.bool_]:
     """Whether models with so many units of each group, ``(..., G)``, are within the limits."""
-    kinds = [KINDS.index(kind) for kind in limits]
+    kinds = [costs.rows[kind] for kind in limits]
     within: NDArray[np.bool_] = np.all(costs.cuts(n_open)[..., kinds] <= np.array(list(limits.values())), axis=-1)
     return within
 
 
-def _movable(costs: CostModel, scores: Tensor, limits: Mapping[Kind, int]) -> Tensor:
-    """Units that have a gate and whose number enters a limited cost, bool ``(U,)``."""
-    priced = np.any([costs.priced[kind] for kind in limits], axis=0)
+def _one_more_fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Whether the model stays within the limits with one more unit of each group alone, bool ``(G,)``."""
+    return _within(costs, n_open + np.eye(len(n_open), dtype=np.int64), limits)
+
+
+def _movable(costs: CostModel, scores: Tensor, kinds: Iterable[str]) -> Tensor:
+    """Units that have a gate and whose number enters one of these costs, bool ``(U,)``."""
+    priced = np.any([costs.priced[kind] for kind in kinds], axis=0)
     if priced.all():
         return scores.isfinite()
     return scores.isfinite() & torch.from_numpy(priced).to(scores.device)[costs.segment_on(scores.device)]

@@ -102,7 +102,7 @@ def attach(  # noqa: PLR0913 - all but the model by name
     chosen = choose(model, structure, rules, method)
     gated = [group for one in chosen for group in one.groups]
     units = Units(structure, chosen, columns(model, structure, gated), links(model, structure, gated, calls))
-    costs = CostModel(units.counted)
+    costs = CostModel(units.counted, () if budget is None else budget.parts)
     goal = budget if budget is not None else penalty
     controller = None if goal is None else goal.start(costs)
     generator = torch.Generator().manual_seed(seed)

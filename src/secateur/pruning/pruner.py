@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.budgets.budget import Budget, Controller, PenaltyTerm, project
-from secateur.budgets.costs import CostModel, Kind
+from secateur.budgets.costs import CostModel
 from secateur.compaction.compact import cut_of
 from secateur.errors import BudgetError, GateError
 from secateur.pruning.activity import ActivityL2, activity
@@ -90,7 +90,7 @@ class Pruner:
         """Expected cost of a draw, rounded."""
         with torch.no_grad():
             values = self.costs.expected_vector(self._units.chances(self.gates.prob_open())).tolist()
-        return Cost(*(round(value) for value in values))
+        return self.costs.cost(values)
 
     @property
     def exact(self) -> Cost:
@@ -311,7 +311,7 @@ class Pruner:
         for _ in range(HALVINGS):
             share = (low + high) / 2
             try:
-                tighter = self._within({kind: int(share * getattr(now, kind)) for kind in limits}, is_open)
+                tighter = self._within({kind: int(share * now.of(kind)) for kind in limits}, is_open)
             except BudgetError:  # fewer than one unit in every group
                 low = share
                 continue
@@ -326,11 +326,11 @@ class Pruner:
             )
         return fitting
 
-    def _fits(self, is_open: Tensor, limits: Mapping[Kind, int], round_to: int) -> bool:
+    def _fits(self, is_open: Tensor, limits: Mapping[str, int], round_to: int) -> bool:
         cost = self.costs.exact(self._units.stays(is_open, round_to))
-        return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
+        return all(cost.of(kind) <= limit for kind, limit in limits.items())
 
-    def _within(self, budget: Budget | Mapping[Kind, int], is_open: Tensor) -> Tensor:
+    def _within(self, budget: Budget | Mapping[str, int], is_open: Tensor) -> Tensor:
         """The pattern within a budget that flips few units, consistent: no input is open whose owner is closed."""
         scores = self.gates.score().cpu()
         is_open = self._loosest(budget, scores, is_open)
@@ -342,7 +342,7 @@ class Pruner:
                 break
         return is_open
 
-    def _loosest(self, budget: Budget | Mapping[Kind, int], scores: Tensor, is_open: Tensor) -> Tensor:
+    def _loosest(self, budget: Budget | Mapping[str, int], scores: Tensor, is_open: Tensor) -> Tensor:
         """Where single weights have gates, a pattern within the budget that keeps more than closing down to it would.
 
         Weights that close take with them units that nothing reads then, and these further weights. So they close down
@@ -350,16 +350,16 @@ class Pruner:
         """
         limits = budget.targets(self.costs.dense) if isinstance(budget, Budget) else budget
         units, now, best = self._units, self.costs.exact(is_open), is_open
-        if not units.has_weights or all(getattr(now, kind) <= limit for kind, limit in limits.items()):
+        if not units.has_weights or all(now.of(kind) <= limit for kind, limit in limits.items()):
             return is_open
         order = units.scores(scores, is_open)
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             share = (low + high) / 2
-            looser = {k: limit + int(share * max(getattr(now, k) - limit, 0)) for k, limit in limits.items()}
+            looser = {k: limit + int(share * max(now.of(k) - limit, 0)) for k, limit in limits.items()}
             found = units.open(units.gates(project(self.costs, order, is_open, looser)).float())
             cost = self.costs.exact(found)
-            if all(getattr(cost, kind) <= limit for kind, limit in limits.items()):
+            if all(cost.of(kind) <= limit for kind, limit in limits.items()):
                 low, best = share, found
             else:
                 high = share

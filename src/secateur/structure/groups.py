@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -164,11 +164,20 @@ class Cost:
         params: parameters, an exact count.
         macs: multiply-accumulates of one forward pass of the first example, an exact count.
         latency: time of that pass in nanoseconds as a latency model predicts it; 0 without one.
+        parts: what single parts of the model cost, where a budget asks about some: pairs such as
+            ``("macs of layer3", 1200)``.
     """
 
     params: int
     macs: int
     latency: int = 0
+    parts: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)
+
+    def of(self, what: str) -> int:
+        """One of the numbers: ``"params"``, ``"macs"``, ``"latency"``, or the name of a part's."""
+        parts = dict(self.parts)
+        number: int = parts[what] if what in parts else getattr(self, what)
+        return number
 
     def __repr__(self) -> str:
         latency = f", latency={self.latency}" if self.latency else ""
