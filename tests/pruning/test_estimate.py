@@ -70,6 +70,44 @@ def test_number_of_passes_and_what_they_leave_behind(estimator: str) -> None:
         torch.testing.assert_close(getattr(net, n).running_var, getattr(plain, n).running_var)
 
 
+@pytest.mark.parametrize("estimator", ["arm", "ar", "pathwise"])
+def test_several_draws_leave_behind_what_one_does(estimator: str) -> None:
+    found = []
+    for draws in (1, 3):
+        torch.manual_seed(6)
+        net, gates = conv_net(method(estimator), dropout=0.5)
+        closure = Counted(net, images())
+        task_loss(net, closure, draws).backward()
+        assert len(closure.losses) == (1 if estimator == "pathwise" else draws * PASSES[estimator])
+        weights = {n: p.grad for n, p in net.named_parameters() if GATES not in n}
+        found.append((torch.get_rng_state(), weights, {n: b.clone() for n, b in net.named_buffers()}))
+        assert gates.rules[0].tensors
+    assert torch.equal(found[0][0], found[1][0])
+    for first, second in zip(found[0][1:], found[1][1:], strict=True):
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(GateError, match="draws=0"):
+        task_loss(net, closure, 0)
+
+
+@pytest.mark.parametrize("estimator", ["arm", "ar"])
+def test_several_draws_have_the_mean_of_one_and_a_share_of_its_variance(estimator: str) -> None:
+    torch.manual_seed(3)
+    net, gates = mlp(ARM(init_open=0.6, estimator=estimator))
+    x, phi = torch.randn(4, 3, dtype=DTYPE), gates.rules[0].phi
+    found = {}
+    for draws, steps in ((1, 600), (4, 150)):
+        gradients = []
+        for _ in range(steps):
+            phi.grad = None
+            task_loss(net, lambda: 10 * net(x).square().mean(), draws).backward()
+            gradients.append(phi.grad.clone())
+        found[draws] = torch.stack(gradients)
+    both = sum(value.var(0) / len(value) for value in found.values()).sqrt()
+    assert (found[1].mean(0) - found[4].mean(0)).abs().le(4 * both).all()
+    share = found[4].var(0).sum() / found[1].var(0).sum()
+    assert 0.12 < share < 0.5  # a quarter
+
+
 def test_one_pass_where_both_masks_coincide() -> None:
     net, gates = conv_net(ARM(init_open=0.5))
     with torch.no_grad():

@@ -27,7 +27,7 @@ Closure = Callable[[], Tensor]
 MEAN_DECAY = 0.9
 
 
-def task_loss(model: nn.Module, closure: Closure) -> Tensor:
+def task_loss(model: nn.Module, closure: Closure, draws: int = 1) -> Tensor:
     r"""The closure's loss, plus terms of value 0 that carry the gradients of gates whose draws have none.
 
     For a score-function gate with draw z, and its antithetic draw z' where the estimator takes two passes,
@@ -41,14 +41,20 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
     of that draw alone; otherwise each root forward makes its own, and a closure that calls only parts of the model one
     for all of them. In evaluation mode gates are constants, and the closure's loss is all there is.
 
+    With several draws c is the mean of their estimates, each from passes of its own that no graph is recorded for but
+    the first one's: the weights are trained by the first draw alone.
+
     Args:
         model: gated.
         closure: runs it.
+        draws: of score-function gates, at least 1.
 
     Raises:
-        GateError: the closure gives no scalar, or a number that is not finite. Gates, draws, buffers and random states
-            are then as they were before the call.
+        GateError: the closure gives no scalar, or a number that is not finite; or ``draws`` is under 1. Gates, draws,
+            buffers and random states are then as they were before the call.
     """
+    if isinstance(draws, bool) or draws < 1:
+        raise GateError(f"draws={draws!r}; expected at least 1, the number of draws that an estimate is the mean of")
     gates = gates_of(model)
     live = live_of(gates)
     before = _Before(model, live)
@@ -61,9 +67,12 @@ def task_loss(model: nn.Module, closure: Closure) -> Tensor:
         with live.hold(draw):
             loss = _checked(closure())
         other = _second_loss(gates, live, draw, closure, before) if "arm" in gates.estimators else None
-        surrogate = _surrogate(gates, live, draw, loss.detach(), loss.detach() if other is None else other)
+        terms = [_surrogate(gates, live, draw, loss.detach(), loss.detach() if other is None else other)]
+        for _ in range(draws - 1):
+            terms.append(_further(gates, live, closure, before))
+            live.draw = draw  # what a recomputation during backward is to repeat
         _remember(gates, live, loss.detach())
-        return loss + surrogate
+        return loss + torch.stack(terms).mean()
     except BaseException:
         before.restore()
         raise
@@ -87,6 +96,15 @@ def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tens
                 batch = (n * loss).expand(n)
                 terms.append(gate.surrogate(one.noise[0], batch, each, baseline=(n * baseline).expand(n)))
     return torch.stack(terms).sum().to(loss.device) if terms else loss.new_zeros(())
+
+
+def _further(gates: GateSet, live: Live, closure: Closure, before: _Before) -> Tensor:
+    """The surrogate of one more draw; its passes leave nothing behind but the gates' generator moved on."""
+    draw = Draw.make(gates, live.generator)
+    with before.again(), torch.no_grad(), live.hold(draw):
+        loss = _checked(closure()).detach()
+    other = _second_loss(gates, live, draw, closure, before) if "arm" in gates.estimators else None
+    return _surrogate(gates, live, draw, loss, loss if other is None else other)
 
 
 def _subtracts(gate: Gate) -> bool:

@@ -119,23 +119,25 @@ class Pruner:
         self._checked = True
         check_groups(optimizer.param_groups, self._trained())
 
-    def loss(self, closure: Closure, scale: float = 1.0) -> Tensor:
+    def loss(self, closure: Closure, scale: float = 1.0, draws: int = 1) -> Tensor:
         """Run the model and return one scalar whose backward is right for every gate: task loss plus pressure.
 
         Args:
             closure: runs the model on one minibatch and returns its loss. It is called once, twice with ARM gates.
             scale: factor of task loss and pressure alike: 1/k where k minibatches make one optimizer step.
+            draws: of ARM and AR gates, whose estimates are averaged; each takes passes of its own, without a graph but
+                for the first. Other gates have one draw, whatever this says.
 
         Raises:
             GateError: the closure returns no finite scalar; gates, draws, buffers and random states are unchanged then.
         """
-        task = task_loss(self.model, closure)
+        task = task_loss(self.model, closure, draws)
         pressure = self._pressure(task.detach() if self.gates.training else None)
         return scale * (task if pressure is None else task + pressure.to(task.device))
 
-    def backward(self, closure: Closure, scale: float = 1.0) -> Tensor:
+    def backward(self, closure: Closure, scale: float = 1.0, draws: int = 1) -> Tensor:
         """`loss`, its backward pass, and the detached value."""
-        loss = self.loss(closure, scale)
+        loss = self.loss(closure, scale, draws)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
