@@ -30,7 +30,9 @@ from secateur.structure.coupling import Coupling, Solution
 from secateur.structure.example import Example
 from secateur.structure.groups import Structure
 from secateur.structure.ids import Factor, Label
-from secateur.structure.record import Recorder, tensors_in
+from secateur.structure.nested import tensors_in
+from secateur.structure.record import Recorder
+from secateur.structure.rulings import Rulings
 from secateur.structure.tensors import named_tensors
 from secateur.structure.trace import trace
 
@@ -125,7 +127,7 @@ def _labels(givens: Sequence[Given], factors: Sequence[tuple[Factor, ...]]) -> l
 def _recorded(
     operator: Callable[..., Any], tensors: Sequence[Tensor], labels: Sequence[Label], coupling: Coupling
 ) -> tuple[list[Tensor], list[Label]]:
-    recorder = Recorder(coupling)
+    recorder = Recorder(Rulings(coupling))
     for tensor, label in zip(tensors, labels, strict=True):
         recorder.set_label(tensor, label)
     with recorder:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
 from secateur.compaction.proof import Proof, prove
-from secateur.structure.record import tensors_in
+from secateur.structure.nested import tensors_in
 
 __all__ = ["Exam", "counted_macs", "half", "held_back", "one_each", "redrawn", "uneven"]
 

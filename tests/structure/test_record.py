@@ -1,10 +1,8 @@
-"""One recorded run: entries, modules, scalars, labels after writes, and tensors in outputs."""
+"""One recorded run: entries, modules, scalars, and labels after writes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Factor, Label
-from secateur.structure.record import Leaving, Recorder, tensors_in, watch
+from secateur.structure.record import Leaving, Recorder, watch
+from secateur.structure.rulings import Rulings
 
 UNITS = np.arange(1, 5)
 
@@ -26,7 +25,7 @@ def labelled(recorder: Recorder, tensor: Tensor, dim: int) -> Tensor:
 
 
 def recorder() -> Recorder:
-    return Recorder(Coupling(n_ids=5, first_made=5))
+    return Recorder(Rulings(Coupling(n_ids=5, first_made=5)))
 
 
 def frozen(one: Recorder) -> set[str]:
@@ -185,38 +184,3 @@ def test_labels_of_living_tensors_are_found_and_dead_ones_are_not() -> None:
     labelled(one, torch.rand(4), 0)
     assert len(one.alive(besides=frozenset())) == 1
     assert one.alive(besides={id(kept)}) == []
-
-
-@dataclass
-class Output:
-    """An output class of a user's own."""
-
-    logits: Tensor
-    states: tuple[Tensor, ...] = ()
-    name: str = "x"
-
-
-class Named(NamedTuple):
-    values: Tensor
-
-
-class Plain:
-    def __init__(self, tensor: Tensor) -> None:
-        self.inside = {"deep": [tensor]}
-
-
-@pytest.mark.parametrize(
-    ("make", "count"),
-    [
-        (lambda t: t, 1),
-        (lambda t: (t, [t, None, 3]), 2),
-        (lambda t: {"a": t, "b": {"c": t}}, 2),
-        (lambda t: Output(t, (t, t)), 3),
-        (Named, 1),
-        (Plain, 1),
-        (lambda t: "nothing", 0),
-        (lambda t: {"past_key_values": t, "logits": t}, 1),
-    ],
-)
-def test_tensors_are_found_in_outputs_of_any_class(make: Any, count: int) -> None:
-    assert len(tensors_in(make(torch.zeros(1)))) == count

@@ -23,7 +23,7 @@ from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep, Structure
-from secateur.structure.record import tensors_in
+from secateur.structure.nested import tensors_in
 from secateur.structure.rounding import rounded_keep
 from secateur.structure.tensors import first_names, in_place_of, named_tensors, slots_of
 

@@ -25,7 +25,7 @@ from secateur.pruning.probe import evaluating
 from secateur.pruning.units import Units
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost
-from secateur.structure.record import tensors_in
+from secateur.structure.nested import tensors_in
 
 __all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved", "with_multipliers_"]
 

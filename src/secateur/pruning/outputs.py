@@ -24,8 +24,8 @@ from secateur.pruning.draws import values, values_by_example
 from secateur.pruning.gateset import GateSet
 from secateur.structure.example import Example
 from secateur.structure.groups import Group, Structure
+from secateur.structure.nested import tensors_in
 from secateur.structure.outputs import Output
-from secateur.structure.record import tensors_in
 from secateur.structure.scale import scale_output_
 
 __all__ = [

@@ -103,7 +103,8 @@ class Coupling:
         """Say that ids at equal positions (after broadcasting) go together; an id tied to 0 is frozen."""
         if not self.recording or a is b:
             return
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         a, b = a.ravel(), b.ravel()
         both = (a != 0) & (b != 0)
         if not both.all():
@@ -118,11 +119,11 @@ class Coupling:
         """Say that these ids never go, with the operator and module at work as the place."""
         if not self.recording:
             return
-        self._frozen.append((np.unique(ids), self._number(Freeze(reason, self.operator, self.module))))
+        self._frozen.append((ids.ravel(), self._number(Freeze(reason, self.operator, self.module))))
 
     def freeze_at(self, ids: Ids, freeze: Freeze) -> None:
         """Say that these ids never go, with a reason that was found elsewhere (the trial)."""
-        self._frozen.append((np.unique(ids), self._number(freeze)))
+        self._frozen.append((ids.ravel(), self._number(freeze)))
 
     def rectangle(self, ids: Ids, blocked: Sequence[int] = ()) -> None:
         """Say that an array of ids can only lose whole slices along one axis, and along none of ``blocked``."""

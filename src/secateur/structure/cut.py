@@ -23,10 +23,11 @@ from secateur.errors import CompactionError
 from secateur.structure.describe import described
 from secateur.structure.scale import SCALE, scale_output_
 from secateur.structure.select import Select, select_input_
-from secateur.structure.tensors import Slot, dimension_order, in_order, in_place_of, listed, misfits, slots_of
+from secateur.structure.slices import cut_tensor, index_of, mode_of
+from secateur.structure.tensors import Slot, in_place_of, listed, misfits, slots_of
 from secateur.structure.zeros import Zeros
 
-__all__ = ["CutPlan", "cut_", "cut_tensor"]
+__all__ = ["CutPlan", "cut_"]
 
 Positions = tuple[int, ...]
 Cuts = Mapping[int, Positions]
@@ -176,27 +177,20 @@ def cut_(module: nn.Module, plan: CutPlan) -> None:
     for owner, key, value in descriptions + attributes:
         setattr(owner, key, value)
     for layer, positions in selected:
-        select_input_(layer, _index(positions, cast("torch.Tensor", layer.weight)))
+        select_input_(layer, index_of(positions, cast("torch.Tensor", layer.weight)))
     for owner, key in branches:
         owner._modules[key] = Zeros().train(owner.training)
     for part, dim, size in scaled:
         like = next((slot.tensor for slot in slots.values() if slot.tensor.is_floating_point()), torch.ones(()))
-        with _mode_of(like):
+        with mode_of(like):
             scale_output_(part, torch.ones(size, dtype=like.dtype, device=like.device), dim)
 
 
-def cut_tensor(tensor: torch.Tensor, cuts: Cuts) -> torch.Tensor:
-    """A detached copy of `tensor` with only the kept positions of some dimensions, laid out in memory as it was."""
-    small = tensor.detach()
-    with _mode_of(tensor):
-        for dim, kept in cuts.items():
-            small = small.index_select(dim, _index(kept, tensor))
-        return in_order(small, dimension_order(tensor))
-
-
 def _rescaled(tensor: torch.Tensor, factor: float, offset: float) -> torch.Tensor:
+    if factor == 1.0 or isinstance(tensor, FakeTensor):
+        return tensor
     # Through float64, so that what is stored is rounded once.
-    return tensor if factor == 1.0 else ((tensor.double() + offset) * factor - offset).to(tensor.dtype)
+    return ((tensor.double() + offset) * factor - offset).to(tensor.dtype)
 
 
 def _both(
@@ -206,27 +200,18 @@ def _both(
     return {name: (first[name][0] * factor, offset) for name, (factor, offset) in later.items() if name in first}
 
 
-def _mode_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """The mode in which new tensors may meet `tensor`."""
-    return tensor.fake_mode if isinstance(tensor, FakeTensor) else contextlib.nullcontext()
-
-
-def _index(positions: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    with _mode_of(like):
-        return torch.tensor(positions, dtype=torch.int64, device=like.device)
-
-
 def _checked_cuts(module: nn.Module, plan: CutPlan, slots: Mapping[str, Slot]) -> dict[int, tuple[torch.Tensor, Cuts]]:
     """The cuts by tensor identity, after all that can be wrong with them has been looked for."""
     problems = misfits(module, plan.dense) if plan.dense else []
     cuts: dict[int, tuple[torch.Tensor, Cuts]] = {}
     first: dict[int, str] = {}
+    ascending: dict[int, bool] = {}  # by identity, for many tensors share their positions
     for name, dims in plan.tensors.items():
         if name not in slots:
             problems.append(f"{name}: {_why_absent(module, name)}")
             continue
         tensor = slots[name].tensor
-        problems += [f"{name}: {problem}" for problem in _cut_problems(tensor, dims)]
+        problems += [f"{name}: {problem}" for problem in _cut_problems(tensor, dims, ascending)]
         if id(tensor) in cuts and dict(cuts[id(tensor)][1]) != dict(dims):
             problems.append(f"{name}: is the same tensor as {first[id(tensor)]}, but is to be cut differently")
         cuts[id(tensor)] = (tensor, dims)
@@ -240,18 +225,20 @@ def _checked_cuts(module: nn.Module, plan: CutPlan, slots: Mapping[str, Slot]) -
     return cuts
 
 
-def _cut_problems(tensor: torch.Tensor, dims: Cuts) -> Iterator[str]:
+def _cut_problems(tensor: torch.Tensor, dims: Cuts, ascending: dict[int, bool]) -> Iterator[str]:
     if is_lazy(tensor):
         yield "has no shape yet; run the lazy module once"
         return
     if tensor.layout != torch.strided:
         yield f"has layout {tensor.layout}; only strided tensors can be cut"
     for dim, kept in dims.items():
+        if id(kept) not in ascending:
+            ascending[id(kept)] = all(a < b for a, b in itertools.pairwise(kept))
         if not 0 <= dim < tensor.dim():
             yield f"has {tensor.dim()} dimensions, and dimension {dim} is to be cut"
         elif not kept:
             yield f"would lose all of dimension {dim}; keep at least one position"
-        elif kept[0] < 0 or kept[-1] >= tensor.shape[dim] or any(a >= b for a, b in itertools.pairwise(kept)):
+        elif kept[0] < 0 or kept[-1] >= tensor.shape[dim] or not ascending[id(kept)]:
             yield f"positions to keep of dimension {dim} must ascend within [0, {tensor.shape[dim]})"
 
 

@@ -67,7 +67,8 @@ def group_units(
     component = solution.component
     n = int(component.max()) + 1
     site_of = sites.of_id(np.arange(coupling.n_ids))
-    consumer_ids = _consumers(coupling, component, site_of, len(sites))
+    places = _Places.of(component, site_of, len(sites))
+    consumer_ids = _consumers(coupling, places)
     carrier_ids = _marked(coupling.carried, coupling.n_ids)
     has_consumer = np.zeros(n, dtype=bool)
     has_consumer[component[consumer_ids]] = True
@@ -76,10 +77,10 @@ def group_units(
 
     ids = np.arange(1, sites.starts[-1])  # those beyond are of tensors that the model made while it ran
     ids = ids[free[component[ids]]]
-    signature = _signatures(component[ids], 2 * site_of[ids] + consumer_ids[ids], n, 2 * len(sites))
+    signature = _signatures(places, consumer_ids, n, len(sites))
     first_id = np.full(n, coupling.n_ids, dtype=np.int64)
-    np.minimum.at(first_id, component[ids], ids)
-    live = np.unique(component[ids])
+    first_id[component[ids[::-1]]] = ids[::-1]
+    live = np.flatnonzero(first_id < coupling.n_ids)
     group_of = np.full(n, -1, dtype=np.int64)
     unit_of = np.full(n, -1, dtype=np.int64)
     alone = np.zeros(n, dtype=bool)
@@ -89,14 +90,12 @@ def group_units(
     rank[np.argsort(start)] = np.arange(len(start))
     labels = rank[inverse.ravel()] if len(order) else np.zeros(0, np.int64)
     sizes = np.bincount(labels, minlength=len(start))
-    number = np.cumsum(sizes > 1) - 1
-    for label in range(len(start)):
-        units = order[labels == label]
-        if sizes[label] == 1:
-            alone[units] = True
-            continue
-        group_of[units] = number[label]
-        unit_of[units] = np.arange(len(units))
+    number = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)
+    by_label = order[np.argsort(labels, kind="stable")]
+    alone[order[sizes[labels] == 1]] = True
+    group_of[order] = number[labels]
+    unit_of[by_label] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    unit_of[group_of < 0] = -1
 
     member_ids = ids[group_of[component[ids]] >= 0]
     norm_weights = frozenset(sites.aliases.get(norm.weight, norm.weight) for norm in norms.values())
@@ -145,9 +144,32 @@ def _marked(arrays: list[Ids], n_ids: int) -> NDArray[np.bool_]:
     return marked
 
 
-def _consumers(
-    coupling: Coupling, component: NDArray[np.int64], site_of: NDArray[np.int64], n_sites: int
-) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class _Places:
+    """Where components own positions: the pairs of a component and a site, sorted by component and then by site.
+
+    Args:
+        component: of each place.
+        site: of each place.
+        count: how many ids each place has.
+        of_id: the place of each id.
+    """
+
+    component: NDArray[np.int64]
+    site: NDArray[np.int64]
+    count: NDArray[np.int64]
+    of_id: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, component: NDArray[np.int64], site_of: NDArray[np.int64], n_sites: int) -> _Places:
+        """The places of all ids; ids that no site has are at a site of their own, -1 or the last."""
+        pair, inverse, count = np.unique(
+            component * np.int64(n_sites + 2) + site_of + 1, return_inverse=True, return_counts=True
+        )
+        return cls(pair // (n_sites + 2), pair % (n_sites + 2) - 1, count, inverse.ravel())
+
+
+def _consumers(coupling: Coupling, places: _Places) -> NDArray[np.bool_]:
     """Which ids a contraction reads.
 
     Where weights were joined into one, all are read; and where positions of one tensor's dimension go
@@ -160,20 +182,22 @@ def _consumers(
         for a, b in pairs:
             either = consumed[a] | consumed[b]
             consumed[a], consumed[b] = either, either
-    place = component * np.int64(n_sites + 1) + site_of
-    consumed |= np.isin(place, np.unique(place[consumed]))
+    read = np.zeros(len(places.count), dtype=bool)
+    read[places.of_id[consumed]] = True
+    consumed = read[places.of_id]
     consumed[0] = False
     return consumed
 
 
-def _signatures(
-    component: NDArray[np.int64], site: NDArray[np.int64], n_components: int, n_sites: int
-) -> NDArray[np.uint64]:
-    """A 64-bit hash, per component, of the multiset of (coded) sites that it owns positions of."""
-    pair, count = np.unique(component * n_sites + site, return_counts=True)
-    mixed = _mix((pair % n_sites).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + count.astype(np.uint64))
+def _signatures(places: _Places, consumer: NDArray[np.bool_], n_components: int, n_sites: int) -> NDArray[np.uint64]:
+    """A 64-bit hash, per component, of the multiset of sites that it owns positions of, and whether they consume."""
+    at = np.flatnonzero((places.site >= 0) & (places.site < n_sites))
+    consumed = np.zeros(len(places.count), dtype=bool)
+    consumed[places.of_id[consumer]] = True
+    code = (2 * places.site[at] + consumed[at]).astype(np.uint64)
+    mixed = _mix(code * np.uint64(0x9E3779B97F4A7C15) + places.count[at].astype(np.uint64))
     signature = np.zeros(n_components, dtype=np.uint64)
-    np.add.at(signature, pair // n_sites, mixed)
+    np.add.at(signature, places.component[at], mixed)
     return signature
 
 
@@ -207,7 +231,8 @@ def _groups(
     marks: _Marks,
 ) -> list[Group]:
     site = sites.of_id(ids)
-    order = np.lexsort((ids, unit, site, group))
+    most = int(unit.max(initial=0)) + 1
+    order = np.argsort((group * len(sites) + site) * most + unit, kind="stable")  # the ids ascend already
     ids, group, unit, site = ids[order], group[order], unit[order], site[order]
     cuts = np.flatnonzero(np.diff(group) | np.diff(site)) + 1
     parts = np.split(np.arange(len(ids)), cuts) if len(ids) else []

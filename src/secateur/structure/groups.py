@@ -277,10 +277,15 @@ class Structure:
                     member.dim, np.zeros(self.shapes[member.tensor][member.dim], dtype=bool)
                 )
                 mask[member.index[closed, member.stays :].ravel()] = True
+        # Tensors that lose the same share one tuple: there are few different ones, and they are long.
+        positions: dict[bytes, tuple[int, ...]] = {}
+        for dims in gone.values():
+            for mask in dims.values():
+                if mask.tobytes() not in positions:
+                    positions[mask.tobytes()] = tuple(np.flatnonzero(~mask).tolist())
         return CutPlan(
             tensors={
-                name: {dim: tuple(np.flatnonzero(~mask).tolist()) for dim, mask in dims.items()}
-                for name, dims in gone.items()
+                name: {dim: positions[mask.tobytes()] for dim, mask in dims.items()} for name, dims in gone.items()
             },
             attributes={
                 **{rule.name: rule.value(self.groups, keep) for rule in self.attributes},

@@ -9,7 +9,7 @@ The functions here are pure; what must be tied or frozen is said to a ``Coupling
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,9 @@ class Label:
 
     def with_factors(self, shape: Shape, factors: Iterable[Factor], uniform: Iterable[int] = ()) -> Label:
         """The same kind of tensor with another shape, other factors and uniform dimensions."""
-        return replace(self, shape=tuple(shape), factors=tuple(factors), uniform=frozenset(uniform))
+        return Label(
+            tuple(shape), tuple(factors), frozenset(uniform), weight=self.weight, data=self.data, vanishes=self.vanishes
+        )
 
 
 def make_factor(dims: Sequence[int], ids: Ids) -> Factor | None:
@@ -87,6 +89,8 @@ def make_factor(dims: Sequence[int], ids: Ids) -> Factor | None:
     """
     if not ids.any():
         return None
+    if len(dims) == 1:
+        return Factor((int(dims[0]),), np.ascontiguousarray(ids))
     order = np.argsort(dims, kind="stable")
     dims, ids = tuple(int(dims[k]) for k in order), ids.transpose(order)
     axis = 0

@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
-from secateur.structure.coupling import Coupling
+from secateur.structure.copies import fake_copy
 from secateur.structure.example import Example
 from secateur.structure.ids import Label
+from secateur.structure.nested import tensors_in
 from secateur.structure.norms import RmsNorm, as_one_operator
 from secateur.structure.plain import with_graph
-from secateur.structure.record import Entry, Leaving, Recorder, tensors_in, watch
-from secateur.structure.tensors import first_names, listed, named_tensors
+from secateur.structure.record import Entry, Leaving, Recorder, watch
+from secateur.structure.rulings import Rulings
+from secateur.structure.tensors import distinct_tensors, listed
 
 __all__ = ["Run", "RunFailure", "Setting", "run"]
 
@@ -83,7 +85,7 @@ def run(
     model: nn.Module,
     setting: Setting,
     labels: Mapping[str, Label],
-    coupling: Coupling,
+    rulings: Rulings,
     norms: Mapping[str, RmsNorm],
     *,
     prepare: Callable[[nn.Module], None] | None = None,
@@ -95,7 +97,7 @@ def run(
         model: any module; only a copy runs.
         setting: its inputs and mode.
         labels: label of each parameter and buffer, after ``prepare``.
-        coupling: where the rules write.
+        rulings: the rules, and where they write; the same for all runs with these labels.
         norms: its RMSNorm layers.
         prepare: changes the copy before it runs (the trial cuts it).
         on_entry: called with each recorded operator; may raise to end the run.
@@ -104,20 +106,20 @@ def run(
         RunFailure: the forward raised.
         TraceError: the model cannot be copied.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    twin = _copied(model, mode if setting.fake else None)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if setting.fake else None
+    twin = _copied(model, mode)
     if prepare is not None:
         prepare(twin)
     as_one_operator(twin, norms)
     twin.train(setting.training)
-    recorder = Recorder(coupling, on_entry=on_entry)
-    everywhere = named_tensors(twin)
-    tensors = {name: everywhere[name] for name, first in first_names(twin).items() if name == first}
-    for name, tensor in tensors.items():
+    recorder = Recorder(rulings, mode, on_entry)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in distinct_tensors(twin).items():
+        tensors[name] = tensor
         if tensor.is_floating_point():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
         recorder.set_label(tensor, labels[name])
-    convert: Callable[[Any], Any] = mode.from_tensor if setting.fake else torch.clone
+    convert: Callable[[Any], Any] = torch.clone if mode is None else mode.from_tensor
 
     def give(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -130,12 +132,8 @@ def run(
     error: Exception | None = None
     with watch(twin, recorder), _quiet():
         try:
-            if setting.fake:
-                with mode, recorder:
-                    out = twin(*args, **kwargs)
-            else:
-                with Leaving(recorder), recorder:
-                    out = twin(*args, **kwargs)
+            with Leaving(recorder) if mode is None else mode, recorder:
+                out = twin(*args, **kwargs)
         except Exception as raised:  # noqa: BLE001 - any error of a user's model is reported with its place
             error = raised
     if error is not None:
@@ -148,9 +146,9 @@ def run(
         )
     outputs = [recorder.label(tensor) for tensor in returned]
     known = {id(tensor) for tensor in tensors.values()}
-    read = frozenset(name for name, tensor in tensors.items() if recorder.read.get(tensor))
+    read = frozenset(name for name, tensor in tensors.items() if id(tensor) in recorder.read)
     del out, returned, args, kwargs
-    escaped = recorder.alive(besides=known) if coupling.recording else []
+    escaped = recorder.alive(besides=known) if rulings.coupling.recording else []
     return Run(recorder.entries, outputs, escaped, read, recorder.returned, tuple(recorder.branches.found()))
 
 
@@ -167,10 +165,7 @@ def _quiet() -> Iterator[None]:
 
 def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
     try:
-        if mode is None:
-            return copy.deepcopy(model)
-        with FakeCopyMode(mode):
-            return copy.deepcopy(model)
+        return copy.deepcopy(model) if mode is None else fake_copy(model, mode)
     except Exception as error:
         named = listed(with_graph(model))
         raise TraceError(

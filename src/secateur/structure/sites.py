@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Factor, Label
-from secateur.structure.tensors import first_names, named_tensors
+from secateur.structure.tensors import distinct_tensors, first_names
 
 __all__ = ["Sites"]
 
@@ -43,9 +43,8 @@ class Sites:
     @classmethod
     def of(cls, model: nn.Module, coupling: Coupling) -> Sites:
         """Give every index of every dimension of every parameter and buffer an id of its own."""
-        tensors_by_name, first = named_tensors(model), first_names(model)
-        named = {name: tensors_by_name[name] for name in first if first[name] == name}
-        aliases = {name: known for name, known in first.items() if name != known}
+        named = distinct_tensors(model)
+        aliases = {name: known for name, known in first_names(model).items() if name != known}
         tensors: list[str] = []
         dims: list[int] = []
         starts: list[int] = []

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 __all__ = [
     "Slot",
     "dimension_order",
+    "distinct_tensors",
     "first_names",
     "in_order",
     "in_place_of",
@@ -20,6 +21,7 @@ __all__ = [
     "named_tensors",
     "shapes_of",
     "slots_of",
+    "strides_in_order",
 ]
 
 #: Problems that one message lists before it only counts the rest.
@@ -58,10 +60,19 @@ def first_names(module: nn.Module) -> dict[str, str]:
     return {name: names.setdefault(id(tensor), name) for name, tensor in named_tensors(module).items()}
 
 
+def distinct_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers, tied ones under their first name."""
+    seen: set[int] = set()
+    return {
+        name: tensor
+        for name, tensor in named_tensors(module).items()
+        if id(tensor) not in seen and not seen.add(id(tensor))  # type: ignore[func-returns-value]
+    }
+
+
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters and buffers, tied ones under their first name."""
-    tensors = named_tensors(module)
-    return {name: tuple(tensors[name].shape) for name, first in first_names(module).items() if name == first}
+    return {name: tuple(tensor.shape) for name, tensor in distinct_tensors(module).items()}
 
 
 def misfits(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -84,6 +95,20 @@ def dimension_order(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], tensor.shape[dim] == 1)))
 
 
+def strides_in_order(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Strides without gaps, the dimensions from the slowest to the fastest in the given order.
+
+    Example:
+        >>> strides_in_order((2, 3, 4, 5), (0, 2, 3, 1))
+        (60, 1, 15, 3)
+    """
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(int(shape[dim]), 1)
+    return tuple(strides)
+
+
 def in_order(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     """`tensor`, copied if need be, so that its dimensions lie in memory in the given order without gaps.
 
@@ -91,11 +116,8 @@ def in_order(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
         >>> in_order(torch.zeros(2, 3, 4, 5), (0, 2, 3, 1)).is_contiguous(memory_format=torch.channels_last)
         True
     """
-    strides, step = [0] * tensor.dim(), 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= max(int(tensor.shape[dim]), 1)
-    if tuple(strides) == tensor.stride():
+    strides = strides_in_order(tensor.shape, order)
+    if strides == tensor.stride():
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
@@ -105,6 +127,9 @@ def in_place_of(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     requires_grad = old.requires_grad and (data.is_floating_point() or data.is_complex())
     if not isinstance(old, nn.Parameter):
         new = data.requires_grad_(requires_grad)
+    elif isinstance(data, FakeTensor):
+        new = data.requires_grad_(requires_grad)
+        new._is_param = True
     elif type(old) is nn.Parameter or type(data) is not torch.Tensor or isinstance(old, FakeTensor):
         new = nn.Parameter(data, requires_grad=requires_grad)
     else:

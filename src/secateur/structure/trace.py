@@ -22,9 +22,11 @@ from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import Grouping, group_units
 from secateur.structure.groups import Structure
+from secateur.structure.modes import worth_trying
 from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.outputs import outputs_of
 from secateur.structure.plain import computed, unfit
+from secateur.structure.rulings import Rulings
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
 from secateur.structure.trial import Recorded, Trial
@@ -61,20 +63,21 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     sites = Sites.of(model, coupling)
     _freeze_computed(model, coupling, sites)
     norms = find_rms_norms(model)
-    recorded, notes = _record(model, calls, sites, coupling, norms)
+    recorded, notes = _record(model, calls, sites, Rulings(coupling), norms)
     read = frozenset().union(*(one.run.read for one in recorded))
     for one in recorded:
         _freeze_outputs(coupling, one.run)
     attributes = SizedAttributes()
+    tried = worth_trying(model, recorded)
     while True:
         grouping = group_units(coupling, sites, read, norms, notes)
         if not grouping.structure.groups:
             return _with_calls(grouping.structure, recorded[0].run, grouping)
         pairs = any(group.size == 2 for group in grouping.structure.groups)
         for trial in [
-            Trial(model, recorded, sites, grouping, norms, pairs=p) for p in ((False, True) if pairs else (False,))
+            Trial(model, tried, sites, grouping, norms, pairs=p) for p in ((False, True) if pairs else (False,))
         ]:
-            deviation = settle(model, recorded, trial, grouping, attributes)
+            deviation = settle(model, tried, trial, grouping, attributes)
             if deviation is not None:
                 break
         else:
@@ -98,11 +101,11 @@ def _record(
     model: nn.Module,
     calls: tuple[Example, ...],
     sites: Sites,
-    coupling: Coupling,
+    rulings: Rulings,
     norms: Mapping[str, RmsNorm],
 ) -> tuple[list[Recorded], tuple[str, ...]]:
     """Run every example in evaluation and training mode; on fake tensors wherever they do."""
-    labels = sites.labels()
+    labels, coupling = sites.labels(), rulings.coupling
     recorded: list[Recorded] = []
     notes: list[str] = []
     fake = True
@@ -112,7 +115,7 @@ def _record(
             try:
                 try:
                     setting = Setting(example, training, fake)
-                    one = run(model, setting, labels, coupling, norms)
+                    one = run(model, setting, labels, rulings, norms)
                 except RunFailure as failure:
                     if not fake or (training and recorded) or _on_meta(model):
                         raise
@@ -120,7 +123,7 @@ def _record(
                     if coupling.count_products:
                         coupling.products.clear()
                     setting = Setting(example, training, fake)
-                    one = run(model, setting, labels, coupling, norms)
+                    one = run(model, setting, labels, rulings, norms)
                     notes.append(
                         "the model does not run on fake tensors, so it was traced on the examples themselves, and "
                         f"another path for other values is not covered ({type(failure.error).__name__})"

@@ -23,6 +23,7 @@ from secateur.structure.groups import Keep
 from secateur.structure.ids import Factor, Ids, Label, first_slice
 from secateur.structure.norms import RmsNorm
 from secateur.structure.record import Entry
+from secateur.structure.rulings import Rulings
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
 
@@ -103,12 +104,17 @@ class Trial:
         self.keep = dict(uneven_keep(grouping, pairs=pairs) if keep is None else keep)
         self._strict, self._norms = not pairs, norms
         self._plan = grouping.structure.plan(self.keep)
+        distinct = {id(positions): positions for dims in self._plan.tensors.values() for positions in dims.values()}
+        arrays = {key: np.array(positions, dtype=np.int64) for key, positions in distinct.items()}
         kept = {
-            name: {dim: np.array(positions, dtype=np.int64) for dim, positions in dims.items()}
+            name: {dim: arrays[id(positions)] for dim, positions in dims.items()}
             for name, dims in self._plan.tensors.items()
         }
         self._labels = sites.labels(kept)
+        self._rulings = Rulings(Coupling(recording=False))
         self._stays = self._kept_ids()
+        self._left: dict[int, Ids | None] = {}
+        self._alike: dict[tuple[int, int], bool] = {}
         self._unit = grouping.solution.component
         self._of_parameters = np.zeros(len(grouping.group_of), dtype=bool)
         self._of_parameters[self._unit[1 : sites.starts[-1]]] = True
@@ -134,7 +140,7 @@ class Trial:
                     self._model,
                     one.setting,
                     self._labels,
-                    Coupling(recording=False),
+                    self._rulings,
                     self._norms,
                     prepare=lambda twin: cut_(twin, plan),
                     on_entry=compare,
@@ -213,7 +219,11 @@ class Trial:
                 f"flows as a size into the numbers of {before.operator} ({_difference(before.scalars, after.scalars)})"
             )
         for wide, narrow in zip(before.labels, after.labels, strict=False):
-            if not (wide.neutral and narrow.neutral) and not self._agrees(wide, narrow):
+            # By identity: labels are one object for all tensors of which they say the same.
+            pair = id(wide), id(narrow)
+            if pair not in self._alike:
+                self._alike[pair] = (wide.neutral and narrow.neutral) or self._agrees(wide, narrow)
+            if not self._alike[pair]:
                 return f"does not come through {before.operator} as it should: the code holds a size or a position"
         return ""
 
@@ -257,14 +267,19 @@ class Trial:
 
     def _restricted(self, factor: Factor) -> Factor | None:
         """A factor without the slices that go; None where they are not whole slices along its axes."""
-        stays = self._stays[factor.ids]
+        # By identity: the record of the dense run, which lives as long as this, holds all these arrays.
+        if id(factor.ids) not in self._left:
+            self._left[id(factor.ids)] = self._what_stays(factor.ids)
+        left = self._left[id(factor.ids)]
+        return None if left is None else Factor(factor.dims, left)
+
+    def _what_stays(self, ids: Ids) -> Ids | None:
+        stays = self._stays[ids]
         if stays.all():
-            return factor
+            return ids
         along = [stays.any(axis=tuple(a for a in range(stays.ndim) if a != axis)) for axis in range(stays.ndim)]
         chosen = np.ix_(*(np.flatnonzero(mask) for mask in along))
-        if not stays[chosen].all():
-            return None
-        return Factor(factor.dims, factor.ids[chosen])
+        return ids[chosen] if stays[chosen].all() else None
 
 
 def _within(name: str, scope: str) -> bool:

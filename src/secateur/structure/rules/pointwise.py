@@ -44,6 +44,8 @@ def meet(
     attention's values follow its scores). ``joint``: the operands are weights of which all must be zero
     for the result to be.
     """
+    if len(labels) == 1 and labels[0].shape == tuple(shape):
+        return labels[0].factors
     pieces: list[Factor] = []
     fixed: set[int] = set()
     for label in labels:

@@ -23,8 +23,9 @@ def given_up(c: Coupling, label: Label, dims: Collection[int], reason: str, *, k
     factors: list[Factor | None] = []
     for factor in label.factors:
         axes = [k for k, dim in enumerate(factor.dims) if dim in dims]
-        ids = c.collapse(factor.ids, axes, reason)
-        if ids is not None:
+        if not axes:
+            factors.append(factor)
+        elif (ids := c.collapse(factor.ids, axes, reason)) is not None:
             factors.append(make_factor([d for d in factor.dims if d not in dims], ids))
     uniform = label.uniform if keep_uniform else label.uniform.difference(dims)
     return set_factors(label, label.shape, factors, uniform)

@@ -7,6 +7,7 @@ literal arguments on ``ids[keep]`` equals the result on ``ids``, restricted to k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,14 +57,20 @@ class Call:
     Args:
         func: the operator overload.
         values: every argument by its schema name, defaults filled in.
-        out: what it returned.
+        outputs: the tensors that it returned.
         label_of: gives the label of any tensor.
     """
 
-    def __init__(self, func: Any, values: dict[str, Any], out: Any, label_of: Callable[[torch.Tensor], Label]) -> None:
+    def __init__(
+        self,
+        func: Any,
+        values: dict[str, Any],
+        outputs: list[torch.Tensor],
+        label_of: Callable[[torch.Tensor], Label],
+    ) -> None:
         self.func = func
         self.values = values
-        self.out = out
+        self.outputs = outputs
         self.numbers: list[int] = []
         self._label_of = label_of
 
@@ -76,12 +83,6 @@ class Call:
     def shape(self) -> tuple[int, ...]:
         """Shape of the only, or the first, output."""
         return tuple(self.outputs[0].shape)
-
-    @property
-    def outputs(self) -> list[torch.Tensor]:
-        """The tensors that it returned."""
-        listed = self.out if isinstance(self.out, (tuple, list)) else [self.out]
-        return [item for item in listed if isinstance(item, torch.Tensor)]
 
     def __getitem__(self, argument: str) -> Any:
         if argument not in self.values:
@@ -158,6 +159,7 @@ def rule(*names: str, sizes: bool = False) -> Callable[[Rule], Rule]:
     return register
 
 
+@functools.cache
 def operator_name(func: Any) -> str:
     """``aten::relu_`` and ``aten::relu`` as "relu"; other namespaces keep theirs."""
     namespace, name = func._schema.name.split("::")
