@@ -131,25 +131,27 @@ def validation_loss(model: nn.Module, ids: Tensor, settings: Settings) -> float:
 
 
 def train(
-    model: nn.Module, ids: Tensor, settings: Settings, steps: int, seed: int, pruner: sc.Pruner | None = None
+    model: nn.Module, ids: Tensor, settings: Settings, steps: range, seed: int, pruner: sc.Pruner | None = None
 ) -> float:
-    """Trains in place; returns the mean of processor seconds of a step."""
+    """Makes these of all steps, in place, at the rates that they have; returns the mean processor seconds of a step."""
     decay = settings.weight_decay
     if pruner is None:
         groups = [{"params": list(model.parameters()), "lr": settings.lr, "weight_decay": decay}]
     else:
         groups = pruner.param_groups(lr=settings.lr, weight_decay=decay)
     optimizer = torch.optim.AdamW(groups)
-    rise = max(1, steps // 20)
+    rise, whole = max(1, settings.steps // 20), settings.steps
     rates: list[Callable[[int], float]] = [
-        lambda step: min((step + 1) / rise, 0.55 + 0.45 * math.cos(math.pi * step / steps)),
+        lambda step: min(
+            (steps.start + step + 1) / rise, 0.55 + 0.45 * math.cos(math.pi * (steps.start + step) / whole)
+        ),
         lambda _: 1.0,
     ]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates[: len(groups)])
     generator = torch.Generator().manual_seed(seed)
     model.train()
     started = time.process_time()
-    for _ in range(steps):
+    for _ in steps:
         starts = torch.randint(len(ids) - settings.context - 1, (settings.batch,), generator=generator)
         x, y = windows(ids, starts, settings.context)
 
@@ -163,7 +165,7 @@ def train(
         scheduler.step()
         if pruner is not None:
             pruner.step()
-    return (time.process_time() - started) / max(1, steps)
+    return (time.process_time() - started) / max(1, len(steps))
 
 
 def fresh(settings: Settings, vocabulary: int, plan: CutPlan | None = None) -> GPT:
@@ -199,18 +201,18 @@ def run(settings: Settings, directory: Path) -> dict[str, object]:
     pruner = sc.attach(
         gated, examples=example, structure=structure, method=settings.method, budget=budget, seed=settings.seed
     )
-    seconds = train(gated, ids, settings, before, settings.seed, pruner)
+    seconds = train(gated, ids, settings, range(before), settings.seed, pruner)
     small, report = pruner.finalize()
     plan = sc.cut_of(small)
     note("gated", gated, report.dense.macs, seconds)
     note("compact", small, report.compact.macs)
-    train(small, ids, settings, after, settings.seed + 1)
+    train(small, ids, settings, range(before, settings.steps), settings.seed + 1)
     note("tuned", small, report.compact.macs)
     scratch = fresh(settings, vocabulary, plan)
-    seconds = train(scratch, ids, settings, settings.steps, settings.seed)
+    seconds = train(scratch, ids, settings, range(settings.steps), settings.seed)
     note("scratch", scratch, report.compact.macs, seconds)
     dense = fresh(settings, vocabulary)
-    seconds = train(dense, ids, settings, settings.steps, settings.seed)
+    seconds = train(dense, ids, settings, range(settings.steps), settings.seed)
     note("dense", dense, report.dense.macs, seconds)
     kinds = {group.name: group.kind for group in structure.groups}
     return {
@@ -247,8 +249,8 @@ def page(record: dict, command: str) -> str:
 have `{s["method"]}` gates, to {s["keep_macs"]:.0%} of all multiply-accumulates; what lies along the residual stream is
 frozen, for LayerNorm runs over it. Each network sees {s["steps"]:,} batches of {s["batch"]} windows: `tuned` is the
 compact network after {s["steps"] - after:,} with gates and {after:,} without; `scratch` has its widths from the start
-and no gates. The loss is that of the next character in nats, the mean over {WINDOWS} windows of the last
-{1 - TRAINING:.0%} of the text, after the last step, of one seed.
+and no gates. The rate falls along one cosine over all of a network's steps. The loss is that of the next character in
+nats, the mean over {WINDOWS} windows of the last {1 - TRAINING:.0%} of the text, after the last step, of one seed.
 
 | network | validation loss | parameters | share | MACs | share |
 | --- | ---: | ---: | ---: | ---: | ---: |

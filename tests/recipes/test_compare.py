@@ -86,7 +86,7 @@ def test_records_of_other_settings_are_refused_before_anything_is_trained(
 def test_table_and_page_say_mean_deviation_and_cost(tmp_path: Path, trained: list[tuple[str, int, int]]) -> None:
     lines = compare(ASKED, few, tmp_path, lambda epoch: None, lambda line: None)
     rows = table_rows(lines)
-    assert rows[2] == ("arm", "93.50", "0.71", "2", "10 (100.0%)", "20 (100.0%)", "1.50 (1.40-1.60)", "1.90")
+    assert rows[2] == ("arm", "93.50", "0.71", "2", "10", "100.0%", "100.0%", "1.50 (1.40-1.60)", "1.90")
     text = page(ASKED, lines, "secateur compare --seeds 0,1")
     assert "| arm | 93.50 | 0.71 |" in text
     assert "Most accurate: `hard-concrete`, by 10.00 over `arm`" in text
