@@ -3,7 +3,7 @@
 from secateur.budgets.budget import Budget, Penalty
 from secateur.compaction.artifact import load, save
 from secateur.compaction.compact import compact, cut_of, mask
-from secateur.errors import BudgetError, CompactionError, GateError, SecateurError, TraceError
+from secateur.errors import BudgetError, CompactionError, GateError, LatencyError, SecateurError, TraceError
 from secateur.gates import (
     ARM,
     DifferentiableSparsification,
@@ -14,6 +14,7 @@ from secateur.gates import (
     StraightThrough,
     method_from_name,
 )
+from secateur.latency.model import LatencyModel, latency_model
 from secateur.pruning.activations import output_group
 from secateur.pruning.activity import ActivityL2
 from secateur.pruning.attach import attach
@@ -44,6 +45,8 @@ __all__ = [
     "Group",
     "HardConcrete",
     "Keep",
+    "LatencyError",
+    "LatencyModel",
     "Magnitude",
     "Member",
     "Method",
@@ -58,6 +61,7 @@ __all__ = [
     "attach",
     "compact",
     "cut_of",
+    "latency_model",
     "load",
     "mask",
     "method_from_name",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BudgetError", "CompactionError", "GateError", "SecateurError", "TraceError"]
+__all__ = ["BudgetError", "CompactionError", "GateError", "LatencyError", "SecateurError", "TraceError"]
 
 
 class SecateurError(Exception):
@@ -19,6 +19,10 @@ class GateError(SecateurError, ValueError):
 
 class BudgetError(SecateurError, ValueError):
     """A budget is outside its range, contradictory, or cannot be reached."""
+
+
+class LatencyError(SecateurError, ValueError):
+    """A latency cannot be measured there, or what was measured is of something else."""
 
 
 class CompactionError(SecateurError, RuntimeError):

@@ -32,8 +32,8 @@ UNTOLD_STEPS = 500
 NANOSECONDS = 1e6
 
 _NO_LATENCY = (
-    "a latency is asked for, and no model of it is there; measure one by sc.latency_model(model, structure,"
-    " examples=...) and give it to sc.attach(..., latency=...)"
+    "a latency is asked for, and the structure has none; measure it by latency = sc.latency_model(model, structure,"
+    " examples=...) and attach with structure=latency.structure"
 )
 
 
@@ -49,7 +49,7 @@ class Budget:
         keep_params: share of the parameters, in (0, 1], or their number, an int over 1.
         keep_macs: share of the multiply-accumulates of one forward pass, in (0, 1], or their number, an int over 1.
         latency: share of the dense model's latency as a latency model predicts it, in (0, 1]; needs
-            ``sc.attach(..., latency=sc.latency_model(...))``.
+            ``sc.attach(structure=latency.structure, ...)`` with ``latency = sc.latency_model(...)``.
         latency_ms: that latency in milliseconds, over 0, instead of a share.
         per: sizes of single parts, by name: ``{"layer3": {"keep_macs": 0.3}}`` for what lies in a module,
             ``{"layer1.0.conv1": {"keep_units": 0.5}}`` for the units of a group; shares of the part's own dense cost,
@@ -215,7 +215,7 @@ class Penalty:
         weight: lambda, >= 0.
         unit: ``"count/N"`` or ``"density"``.
         n_examples: N, the number of training examples; needed for ``"count/N"`` only.
-        kind: ``"params"``, ``"macs"`` or ``"latency"`` (nanoseconds, by ``sc.attach(..., latency=...)``).
+        kind: ``"params"``, ``"macs"`` or ``"latency"`` (nanoseconds, of a `LatencyModel`'s structure).
 
     Raises:
         BudgetError: a setting is outside its range, or N is missing or superfluous.

@@ -38,7 +38,7 @@ class Report:
         dense: cost of the model before.
         gated: cost of the fixed gates before the projection onto the budget.
         compact: cost of the small model; its parameters are counted on the model itself, those that are not zero where
-            single weights had gates. Latencies, of all three, are those that ``attach(latency=)`` predicts.
+            single weights had gates. Latencies, of all three, are those that a latency model's structure gives.
         flipped: units that the projection opened or closed.
         difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
             small one, in the model's own precision; NaN where there were no example inputs.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import SecateurError
+from secateur.latency.clock import WallTime, clock_of
 
 __all__ = ["Latency", "accuracy", "largest_difference", "latencies", "n_bytes", "n_macs", "n_params", "step_ratios"]
 
@@ -97,6 +98,8 @@ def n_bytes(model: nn.Module) -> int:
 def latencies(models: Mapping[str, nn.Module], x: Tensor, rounds: int = 50) -> dict[str, Latency]:
     """Times forward passes of several models in one process, turn by turn, so that disturbances meet all alike.
 
+    With one thread on the processor that is the thread's own time, as for `secateur.latency_model`.
+
     Args:
         models: by name; each is timed in evaluation mode, without gradients.
         x: the batch that all of them get.
@@ -108,24 +111,20 @@ def latencies(models: Mapping[str, nn.Module], x: Tensor, rounds: int = 50) -> d
     if rounds < 2:
         raise SecateurError(f"latencies: rounds={rounds}; expected at least 2")
 
-    def synchronise() -> None:
-        if x.is_cuda:
-            torch.cuda.synchronize()
-
+    clock = clock_of(x.device) if x.device.type in ("cpu", "cuda") else WallTime()
     for model in models.values():
         model.eval()
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    seen: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for turn in range(WARM_UP_ROUNDS + rounds):
             for name, model in models.items():
-                synchronise()
-                start = time.perf_counter()
+                marks = [clock.mark()]
                 model(x)
-                synchronise()
+                took = float(clock.read([*marks, clock.mark()])[1])
                 if turn >= WARM_UP_ROUNDS:
-                    seconds[name].append(time.perf_counter() - start)
-    quartiles = {name: statistics.quantiles(times, n=4, method="inclusive") for name, times in seconds.items()}
-    return {name: Latency(1e3 * q[1], 1e3 * q[0], 1e3 * q[2]) for name, q in quartiles.items()}
+                    seen[name].append(took / 1e6)
+    quartiles = {name: statistics.quantiles(times, n=4, method="inclusive") for name, times in seen.items()}
+    return {name: Latency(q[1], q[0], q[2]) for name, q in quartiles.items()}
 
 
 def step_ratios(steps: Mapping[str, Callable[[], object]], base: str, rounds: int = 30) -> dict[str, Latency]:
