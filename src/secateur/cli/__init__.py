@@ -1,10 +1,11 @@
-"""The command line: ``secateur train | compare | inspect | report | reproduce``."""
+"""The command line: ``secateur train | compare | frontier | inspect | report | reproduce``."""
 
 from __future__ import annotations
 
 import typer
 
 from secateur.cli.compare import compare
+from secateur.cli.frontier import frontier
 from secateur.cli.inspect import inspect
 from secateur.cli.report import report
 from secateur.cli.reproduce import reproduce
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(compare)
+app.command()(frontier)
 app.command()(inspect)
 app.command()(report)
 app.command()(reproduce)
