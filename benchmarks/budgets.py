@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,20 +46,21 @@ UNUSED = 0.01
 
 @dataclass(frozen=True)
 class Sweep:
-    """One network with its budgets."""
+    """One network with its budgets; ``first``: only so many training images, 0 for all."""
 
     data: str
     net: str
     shares: tuple[float, ...]
     seeds: tuple[int, ...]
     epochs: int = 0
+    first: int = 0
 
 
 SWEEPS = {
     "digits": Sweep("digits", "resnet-7", (0.5, 0.2, 0.1, 0.05, 0.02), (0, 1, 2)),
     "lenet-300-100": Sweep("mnist", "lenet-300-100", (0.3, 0.1), (0,), 6),
     "lenet-5": Sweep("mnist", "lenet-5", (0.3, 0.1), (0,), 6),
-    "resnet-20": Sweep("cifar10", "resnet-20", (0.3, 0.1), (0,), 4),
+    "resnet-20": Sweep("cifar10", "resnet-20", (0.3, 0.1), (0,), 6, 10_000),
 }
 
 
@@ -210,9 +211,10 @@ no figure here is typed by hand.
         own = [run for run in runs if run.sweep == name]
         if not own:
             continue
+        of = f", the first {sweep.first:,} training images" if sweep.first else ""
         near, landed, met = (sum(getattr(run, what) for run in own) for what in ("near", "lands", "meets"))
         text += f"""
-## {sweep.net} on {sweep.data}
+## {sweep.net} on {sweep.data}{of}
 
 {len(own)} runs, {len({run.seed for run in own})} seed(s): {near} within 5%, {landed} land, {met} meet their budget;
 the projection flips nothing in {sum(not run.flipped for run in own)}.
@@ -262,6 +264,8 @@ def main() -> None:
         raise SecateurError(f"unknown sweep {sorted(unknown)}; there are: {', '.join(SWEEPS)}")
     for name in [] if args.page else args.sweeps:
         images = load(SWEEPS[name].data, args.data_dir)
+        if first := SWEEPS[name].first:
+            images = replace(images, x=images.x[:first], y=images.y[:first])
         for key in wanted([name], args.methods):
             if key in recorded():
                 continue
