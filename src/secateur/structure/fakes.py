@@ -41,9 +41,13 @@ def _wrapped(mode: FakeTensorMode, made: torch.Tensor, device: torch.device) -> 
         first = FakeTensor(mode, made, device)
         known[device] = dict(vars(first))
         return first
-    tensor: FakeTensor = torch.Tensor._make_subclass(
-        FakeTensor, made, made.requires_grad, dispatch_device=True, device_for_backend_keys=device
-    )
+    if device.type == "meta":
+        # It is where it says, so that nobody need be asked; torch asks several times an operator.
+        tensor: FakeTensor = torch.Tensor._make_subclass(FakeTensor, made, made.requires_grad)
+    else:
+        tensor = torch.Tensor._make_subclass(
+            FakeTensor, made, made.requires_grad, dispatch_device=True, device_for_backend_keys=device
+        )
     torch._C._set_throw_on_mutable_data_ptr(tensor)
     vars(tensor).update(known[device])
     return tensor
