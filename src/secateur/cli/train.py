@@ -23,7 +23,7 @@ DEFAULT_KEEP = 0.1
 
 @plain_endings
 def train(  # noqa: PLR0913, PLR0917 - one argument for each option
-    data: Annotated[str, typer.Option(help="Data set: digits (ships with scikit-learn) or mnist.")] = "digits",
+    data: Annotated[str, typer.Option(help="Data set: digits (ships with scikit-learn), mnist or cifar10.")] = "digits",
     data_dir: Annotated[Path | None, typer.Option(help="Directory that holds the data set's files.")] = None,
     net: Annotated[str, typer.Option(help="Network; the data set's own where none is given.")] = "",
     method: Annotated[str, typer.Option(help="Gate method.")] = "hard-concrete",

@@ -35,9 +35,10 @@ OURS = Recipe(
     net="lenet-300-100",
     methods={"hard-concrete": {}, "arm": {}, "ar": {}, "diffprune": {}, "diff-sparse": {}, "magnitude": {}},
     points=(Point(keep_params=0.0985), Point(keep_params=0.066)),
-    dense=Phase("dense", 60, batch=128, lr=1e-3),
-    gated=Phase("gated", 40, batch=128, lr=1e-3, gate_lr=0.02),
-    tuned=Phase("tuned", 20, batch=128, lr=1e-3),
+    dense=Phase("dense", 60, batch=128, lr=1e-3, fused=True),
+    gated=Phase("gated", 30, batch=128, lr=1e-3, gate_lr=0.02, fused=True),
+    tuned=Phase("tuned", 30, batch=32, lr=1e-3, fused=True),
     dropout={"fc1": 0.2, "fc2": 0.5, "fc3": 0.25},
+    noise={"fc1": 0.1},
     distillation=Distillation(temperature=2.0, share=0.9),
 )

@@ -113,6 +113,7 @@ class Recipe:
         pixels: ``"unit"``, in [0, 1], or ``"standardised"``.
         augmented: whether images are shifted by up to 4 pixels and mirrored, as the papers do for CIFAR.
         dropout: rate at the inputs of a layer while the dense network trains, by the layer's name.
+        noise: the same for the gated, tuned and scratch networks.
         distillation: what the gated, tuned and scratch networks learn from the dense one; None for nothing.
         label_smoothing: share of the label that is spread over all classes in these, in [0, 1).
         hold: share of the gated steps before the budget's target falls.
@@ -135,6 +136,7 @@ class Recipe:
     pixels: Literal["unit", "standardised"] = "unit"
     augmented: bool = False
     dropout: Mapping[str, float] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=dict)
     distillation: Distillation | None = None
     label_smoothing: float = 0.0
     hold: float = 0.1

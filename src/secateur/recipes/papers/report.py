@@ -168,9 +168,9 @@ def _described(recipe: Recipe) -> str:
     if recipe.distillation is not None:
         taught = recipe.distillation
         parts.append(f"learns from the dense network at temperature {taught.temperature:g}, share {taught.share:g}")
-    if recipe.dropout:
-        rates = ", ".join(f"{rate:g} before {layer}" for layer, rate in recipe.dropout.items())
-        parts.append(f"dropout of the dense network {rates}")
+    for whose, rates in (("the dense network", recipe.dropout), ("the others", recipe.noise)):
+        if rates:
+            parts.append(f"dropout of {whose} " + ", ".join(f"{rate:g} before {at}" for at, rate in rates.items()))
     if recipe.gated.average:
         parts.append(f"parameters averaged with a memory of {recipe.gated.average:g}")
     return ", ".join(parts)

@@ -75,14 +75,14 @@ def run(job: Job, images: Images, work: Path, watch: Watch) -> tuple[Result, dic
     soft = None
     if recipe.distillation is not None:
         soft = soft_targets(dense, images.x, recipe.distillation)
-    taught = learning(recipe, images, soft=soft)
+    taught = learning(recipe, images, dropout=recipe.noise, soft=soft)
 
     gated = bench.made(fresh(recipe.net, job.seed))
     pruner = _attached(job, gated, images)
     beside = None
     if job.point.lambdas:
         beside = l0_penalty(pruner, job.point.lambdas, len(images.y))
-    bench.train("gated", gated, learning(recipe, images, soft=soft, beside=beside), pruner)
+    bench.train("gated", gated, replace(taught, beside=beside), pruner)
     small, report = pruner.finalize()
     plan = sc.cut_of(small)
     assert plan is not None  # what finalize returns was cut
