@@ -21,6 +21,7 @@ from secateur.pruning.attach import attach
 from secateur.pruning.finalize import Report
 from secateur.pruning.pruner import Pruner
 from secateur.pruning.rule import Rule
+from secateur.pruning.shrink import Shrinkage
 from secateur.structure.cut import CutPlan
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost, Frozen, Group, Keep, Member, Structure
@@ -55,6 +56,7 @@ __all__ = [
     "Report",
     "Rule",
     "SecateurError",
+    "Shrinkage",
     "StraightThrough",
     "Structure",
     "TraceError",

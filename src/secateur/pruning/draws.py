@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ __all__ = [
     "begin_forward",
     "end_forward",
     "gates_of",
+    "in_backward",
     "live_of",
     "values",
     "values_by_example",
@@ -234,6 +234,7 @@ class Live:
         remember: whether to note the inputs of the first training forward, for a proof at the end.
         example: these inputs.
         mean_loss: running mean of the losses so far, where a gate's method subtracts it.
+        unfinished: training forwards whose graph is alive and has not been through a backward pass.
     """
 
     generator: torch.Generator
@@ -245,6 +246,7 @@ class Live:
     remember: bool = False
     example: Example | None = None
     mean_loss: Tensor | None = None
+    unfinished: WeakSet[_Passed] = field(default_factory=WeakSet)
 
     @contextlib.contextmanager
     def hold(self, draw: Draw) -> Iterator[None]:
@@ -312,7 +314,7 @@ def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tens
 
 def _acting(gates: GateSet, live: Live) -> Draw:
     """The draw that acts now; made where there is none."""
-    draw = live.replay if live.replay is not None and _in_backward() else live.draw
+    draw = live.replay if live.replay is not None and in_backward() else live.draw
     if draw is None:
         draw = live.draw = Draw.make(gates, live.generator)
     return draw
@@ -322,7 +324,7 @@ def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Forward pre-hook of the root: a new draw for a new training forward."""
     gates = gates_of(root)
     live = live_of(gates)
-    if _in_backward() or live.override is not None:
+    if in_backward() or live.override is not None:
         return
     if not gates.training:
         live.fixed = _stamp(gates), extended(gates.fixed())
@@ -339,16 +341,26 @@ def end_forward(root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     live = live_of(gates)
     live.fixed = None
     draw = live.draw
-    if draw is None or not gates.training or not torch.is_grad_enabled() or _in_backward():
+    if draw is None or not gates.training or not torch.is_grad_enabled() or in_backward():
         return
     # Nodes run in the reverse order of their making, so this fires before any region of this forward is repeated.
+    passed = _Passed(live, draw)
     for tensor in _tensors(output):
         if tensor.grad_fn is not None:
-            tensor.register_hook(partial(_repeat, live, draw))  # type: ignore[no-untyped-call]
+            tensor.register_hook(passed)  # type: ignore[no-untyped-call]
+            live.unfinished.add(passed)
 
 
-def _repeat(live: Live, draw: Draw, grad: Tensor) -> None:
-    live.replay = draw
+class _Passed:
+    """Hook on a forward's outputs, which lives as long as its graph: the backward pass knows which draw to repeat."""
+
+    def __init__(self, live: Live, draw: Draw) -> None:
+        self._live = live
+        self._draw = draw
+
+    def __call__(self, grad: Tensor) -> None:
+        self._live.replay = self._draw
+        self._live.unfinished.discard(self)
 
 
 def _fixed(gates: GateSet, live: Live) -> Tensor:
@@ -361,13 +373,13 @@ def _stamp(gates: GateSet) -> tuple[tuple[int, int], ...]:
     """Which tensors the fixed gates come from, and how often each was written: what an interrupted forward left behind
     must not outlive a change.
     """  # noqa: D205
-    tensors: list[Tensor | None] = [gates.pinned]
+    tensors: list[Tensor | None] = [gates.pinned, gates.left]
     for gate, norms in gates:
         tensors += [*gate._parameters.values(), *gate._buffers.values(), *(() if norms is None else norms.weights)]
     return tuple((id(item), 0 if item is None or item.is_inference() else item._version) for item in tensors)
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether autograd is at work: a forward pass now is a recomputation."""
     return bool(torch._C._current_graph_task_id() != -1)
 

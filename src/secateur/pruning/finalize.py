@@ -22,6 +22,7 @@ from secateur.pruning.loading import refuse_dense_keys
 from secateur.pruning.outputs import Multiplier, fold_, multipliers, multiply_
 from secateur.pruning.placement import gated_sites, strip
 from secateur.pruning.probe import evaluating
+from secateur.pruning.shrink import Removal
 from secateur.pruning.units import Units
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost
@@ -111,11 +112,11 @@ def pin(model: nn.Module, fixed: Tensor) -> None:
         site.gate.exact_in = (fixed.dtype, site.chain.original.dtype)
 
 
-def baked(model: nn.Module) -> nn.Module:
+def baked(model: nn.Module, removal: Removal) -> nn.Module:
     """A plain copy of a gated model, in which every weight is multiplied by its evaluation gates.
 
-    A tied weight is multiplied once, and stays tied. Gates at outputs go into the layer's own parameters where these
-    can take them up; the others are left to `with_multipliers_`.
+    A tied weight is multiplied once, and stays tied. What shrinking took away is there again, as zeros. Gates at outputs
+    go into the layer's own parameters where these can take them up; the others are left to `with_multipliers_`.
     """
     plain = _copy(model)
     folded: dict[int, tuple[Tensor, Tensor]] = {}
@@ -129,6 +130,7 @@ def baked(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for original, product in folded.values():
             original.copy_(product)
+    removal.grow_(plain)
     fold_(plain, model)
     return plain
 
@@ -187,6 +189,7 @@ def differences(
     units: Units,
     is_open: Tensor,
     examples: Sequence[Example],
+    removal: Removal,
     *,
     round_to: int = 1,
 ) -> tuple[float, float]:
@@ -201,7 +204,7 @@ def differences(
     doubled = _copy(gated).double()
     calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
     try:
-        cut = cut_to(baked(doubled), units, is_open, in_place=True, round_to=round_to)
+        cut = cut_to(baked(doubled, removal), units, is_open, in_place=True, round_to=round_to)
         with_multipliers_(cut, multipliers(doubled), units, is_open, round_to)
         return as_is, _difference(doubled, cut, calls)
     except RuntimeError:  # a model that computes in a precision of its own

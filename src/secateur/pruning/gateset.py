@@ -93,6 +93,7 @@ class GateSet(nn.Module):
     """
 
     pinned: Tensor | None
+    left: Tensor | None
 
     def __init__(
         self,
@@ -104,6 +105,9 @@ class GateSet(nn.Module):
         super().__init__()
         # Absent until the gates are pinned, and then what evaluation uses instead of asking the methods.
         self.register_buffer("pinned", None)
+        # Absent until units are gone for good, and then 0 for these and 1 for all others; no bool, for averages of
+        # models average their buffers.
+        self.register_buffer("left", None)
         self.rules = nn.ModuleList(gates)
         self.norms = nn.ModuleDict({str(rule): norm for rule, norm in enumerate(norms) if norm is not None})
         self.seed = seed
@@ -138,14 +142,19 @@ class GateSet(nn.Module):
 
     def prob_open(self) -> Tensor:
         """Open chance of every unit ``(U,)``, differentiable."""
-        return self._joined("prob_open")
+        return self._of_left(self._joined("prob_open"))
 
     def fixed(self) -> Tensor:
         """Evaluation gates ``(U,)``, without gradient: in evaluation gates are constants."""
         if self.pinned is not None:
             return self.pinned
         with torch.no_grad():
-            return self._joined("fixed")
+            return self._of_left(self._joined("fixed"))
+
+    def close_for_good(self, gone: Tensor) -> None:
+        """Count these units, bool ``(U,)``, as closed from now on: no weight reads their gates any more."""
+        self.pinned = None
+        self.left = (~gone).to(self.device, torch.float32)
 
     def score(self) -> Tensor:
         """Order in which a projection closes units ``(U,)``: larger stays longer; comparable within a rule."""
@@ -161,7 +170,7 @@ class GateSet(nn.Module):
                 gate.force(keep[start:stop])
                 start = stop
             with torch.no_grad():
-                return self._joined("fixed")
+                return self._of_left(self._joined("fixed"))
         finally:
             for gate, _ in self:
                 gate.force(None)
@@ -170,6 +179,9 @@ class GateSet(nn.Module):
         """Bring all gates' tensors back into their range, in place."""
         for gate, _ in self:
             gate.constrain_()
+
+    def _of_left(self, values: Tensor) -> Tensor:
+        return values if self.left is None else values * self.left.to(values.dtype)
 
     def _joined(self, question: str) -> Tensor:
         parts = []
@@ -180,6 +192,7 @@ class GateSet(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Pinned gates are pinned no longer by a checkpoint of gates that were not.
-        saved = state_dict.get(f"{prefix}pinned")
-        self.pinned = None if saved is None else torch.empty_like(saved, device=self.device)
+        for name in ("pinned", "left"):
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.errors import GateError
 from secateur.pruning.draws import GATES, gates_of
 from secateur.pruning.placement import gated_sites
 
@@ -41,9 +42,26 @@ def _translate(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
 
 
 def _keep_gates(root: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    _check_sizes(root, state_dict, prefix)
     # Where gates act on outputs alone, nothing but the gates tells the two kinds apart.
     sites = gated_sites(root)
     dense = not sites or any(f"{prefix}{site.name}" in state_dict for site in sites)
     if dense and not any(key.startswith(f"{prefix}{GATES}.") for key in state_dict):
         for key, value in gates_of(root).state_dict(keep_vars=True).items():
             state_dict[f"{prefix}{GATES}.{key}"] = value
+
+
+def _check_sizes(root: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Refuse the state of a model that `secateur.Pruner.shrink` left with other units than this one."""
+    if not any(key.startswith(f"{prefix}{GATES}.") for key in state_dict):
+        return
+    own, saved = gates_of(root).left, state_dict.get(f"{prefix}{GATES}.left")
+    counts = [0 if left is None else int((left == 0).sum()) for left in (own, saved)]
+    if own is None and saved is None:
+        return
+    if own is None or saved is None or not bool((own.cpu() == saved.cpu()).all()):
+        raise GateError(
+            f"the state dict is of a model that shrinking took {counts[1]} units out of, this one lost {counts[0]}. To"
+            " resume, attach to a dense model, call pruner.load_state_dict(...), then model.load_state_dict(...), and"
+            " only then make the optimizer and copies of the model"
+        )

@@ -5,18 +5,20 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import GateError
 
-__all__ = ["GATE_RATE", "check_groups", "groups_in_use", "parameter_groups"]
+__all__ = ["GATE_RATE", "check_groups", "groups_in_use", "living", "optimizers_of", "parameter_groups"]
 
 #: The gates' rate as a multiple of the weights'. Gates must travel several units of log-odds in one training, weights
 #: only fractions of their size; 20 is what carried the MNIST networks to their budgets under Adam.
 GATE_RATE = 20.0
+
+T = TypeVar("T")
 
 Groups = Iterable[Mapping[str, Any]]
 
@@ -69,12 +71,29 @@ def check_groups(groups: Groups, gates: Sequence[nn.Parameter]) -> None:
 
 def groups_in_use(parameters: Sequence[nn.Parameter]) -> list[Mapping[str, Any]]:
     """The parameter groups of every living torch optimizer that trains any of these parameters."""
+    return [group for optimizer in optimizers_of(parameters) for group in optimizer.param_groups]
+
+
+def optimizers_of(parameters: Sequence[Tensor]) -> list[Optimizer]:
+    """Every living torch optimizer that trains any of these parameters."""
     wanted = {id(parameter) for parameter in parameters}
-    # A look at all living objects, once a run: a Trainer makes the optimizer where nobody passes it on.
-    optimizers = [item for item in gc.get_objects() if issubclass(type(item), Optimizer)]
+    # A look at all living objects: a Trainer makes the optimizer where nobody passes it on.
     return [
-        group
-        for optimizer in optimizers
+        optimizer
+        for optimizer in living(Optimizer)
         if any(id(p) in wanted for group in optimizer.param_groups for p in group["params"])
-        for group in optimizer.param_groups
     ]
+
+
+def living(kind: type[T]) -> list[T]:
+    """Every living object of a class or of one derived from it."""
+    kinds: set[type] = set()
+    new: list[type] = [kind]
+    while new:
+        kinds.update(new)
+        new = [below for one in new for below in _below(one) if below not in kinds]
+    return [item for item in gc.get_objects() if type(item) in kinds]
+
+
+def _below(kind: type) -> list[type]:
+    return kind.__subclasses__()

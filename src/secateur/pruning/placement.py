@@ -6,6 +6,7 @@ Index conventions: ``U`` units of all gates in a row; the *extended* gates ``(U 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from secateur.pruning.outputs import remove_outputs
 from secateur.structure.groups import FLAT, Group
 from secateur.structure.tensors import listed, slots_of
 
-__all__ = ["ConsumerGate", "Map", "Site", "gated_sites", "maps_of", "place", "strip"]
+__all__ = ["ConsumerGate", "Map", "Site", "cut_maps", "gated_sites", "maps_of", "place", "regated", "strip"]
 
 #: Sources of the gates at every position of one dimension: int64 ``(L, S)``, positions in the extended gates.
 Map = NDArray[np.int64]
@@ -72,10 +73,15 @@ class ConsumerGate(nn.Module):
         #: types of gates and weight that a pinned product is computed in, whatever the model is converted to later
         self.exact_in: tuple[torch.dtype, torch.dtype] | None = None
         self.persistent = persistent
-        #: where the gates of single weights stand in the extended gates: start and number; None without them
+        #: where the gates of single weights stand in the extended gates: start and number; None without them, and
+        #: where some are gone, for then ``map_weights`` says it
         self.flat: tuple[int, int] | None = None
-        if FLAT in maps:  # these stand in a row, so that a slice serves where others are gathered
-            self.flat = int(maps[FLAT][0, 0]), maps[FLAT].shape[1]
+        if FLAT in maps:
+            first, size = int(maps[FLAT][0, 0]), maps[FLAT].shape[1]
+            if np.array_equal(maps[FLAT][0], np.arange(first, first + size)):
+                self.flat = first, size  # these stand in a row, so that a slice serves where others are gathered
+            else:
+                self.register_buffer("map_weights", torch.from_numpy(maps[FLAT][0]), persistent=False)
         self.dims = tuple(sorted(dim for dim in maps if dim != FLAT))
         for dim in self.dims:
             self.register_buffer(f"map_{dim}", torch.from_numpy(maps[dim]), persistent=False)
@@ -98,7 +104,10 @@ class ConsumerGate(nn.Module):
 
     def own(self, gates: Tensor) -> Tensor | None:
         """The gates of single weights, flat, from extended gates ``(U + 1,)``; None without them."""
-        return None if self.flat is None else gates.narrow(0, *self.flat)
+        if self.flat is not None:
+            return gates.narrow(0, *self.flat)
+        sources = self._buffers.get("map_weights")
+        return None if sources is None else gates.to(sources.device).index_select(0, sources)
 
     def factors(self, gates: Tensor) -> dict[int, Tensor]:
         """By dimension the factor ``(S,)`` of each position, from extended gates ``(U + 1,)``."""
@@ -114,7 +123,9 @@ class ConsumerGate(nn.Module):
 
     def extra_repr(self) -> str:
         """The gated dimensions."""
-        return f"dims={self.dims}" if self.flat is None else f"dims={self.dims}, weights={self.flat[1]}"
+        sources = self._buffers.get("map_weights")
+        weights = self.flat[1] if self.flat is not None else None if sources is None else len(sources)
+        return f"dims={self.dims}" if weights is None else f"dims={self.dims}, weights={weights}"
 
 
 def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, Map]]:
@@ -137,6 +148,30 @@ def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> d
     for (tensor, dim), rows in layers.items():
         maps[tensor][dim] = np.stack(rows)
     return maps
+
+
+def cut_maps(
+    maps: Mapping[str, Mapping[int, Map]],
+    shapes: Mapping[str, tuple[int, ...]],
+    kept: Mapping[str, Mapping[int, Sequence[int]]],
+) -> dict[str, dict[int, Map]]:
+    """Maps of tensors that keep only some positions of some dimensions.
+
+    Args:
+        maps: of the dense tensors, by tensor and dimension.
+        shapes: dense shapes.
+        kept: by tensor and dimension the positions that stay.
+    """
+    cut: dict[str, dict[int, Map]] = {}
+    for name, dims in maps.items():
+        stays = kept.get(name, {})
+        cut[name] = {dim: layers.take(stays[dim], axis=1) if dim in stays else layers for dim, layers in dims.items()}
+        if FLAT in dims and stays:
+            grid = dims[FLAT].reshape(shapes[name])
+            for dim, positions in stays.items():
+                grid = grid.take(positions, axis=dim)
+            cut[name][FLAT] = grid.reshape(1, -1)
+    return cut
 
 
 def _lay(rows: list[Map], index: NDArray[np.int64], start: int, total: int, size: int) -> None:
@@ -202,6 +237,29 @@ def _gate(owner: nn.Module, key: str, gates: GateSet, dims: Mapping[int, Map]) -
     assert tensor is not None
     gate = ConsumerGate(gates, dims, order, key not in owner._non_persistent_buffers_set)
     register_parametrization(owner, key, gate.to(tensor.device), unsafe=True)
+
+
+@contextlib.contextmanager
+def regated(model: nn.Module, gates: GateSet, maps: Mapping[str, Mapping[int, Map]]) -> Iterator[None]:
+    """Within it the gated tensors of a model are plain; afterwards they are gated by new maps, even if it raised.
+
+    The model's own hooks stay, and all modules keep their modes.
+    """
+    sites = gated_sites(model)
+    names = {id(site.chain.original): site.name for site in sites if site.name in maps}
+    placed = [(site, names[id(site.chain.original)]) for site in sites]
+    for site in sites:
+        _ungate(site)
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        for site, name in placed:
+            if done:
+                _gate(site.owner, site.key, gates, maps[name])
+            else:
+                register_parametrization(site.owner, site.key, site.gate, unsafe=True)
 
 
 def gated_sites(model: nn.Module) -> list[Site]:

@@ -5,7 +5,7 @@ Index conventions: ``Z`` gates of the model in a row, rule by rule; ``U`` counte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.budgets.budget import Budget, Controller, PenaltyTerm, project
+from secateur.budgets.budget import Budget, Controller, PenaltyTerm
 from secateur.budgets.costs import CostModel
 from secateur.compaction.compact import cut_of
-from secateur.errors import BudgetError, GateError
+from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2, activity
 from secateur.pruning.draws import Draw, Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, task_loss
 from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, with_multipliers_
 from secateur.pruning.gateset import GateSet
+from secateur.pruning.landing import Landing
 from secateur.pruning.loading import refuse_dense_keys
 from secateur.pruning.optimizers import check_groups, groups_in_use, parameter_groups
 from secateur.pruning.outputs import multipliers
 from secateur.pruning.placement import strip
+from secateur.pruning.resize import check_free, check_holds, check_resizable, check_unwrapped, resize_, resized
+from secateur.pruning.shrink import Removal, Shrinkage, check_exact, gated_root
 from secateur.pruning.units import Units
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Cost, Group
@@ -34,11 +37,10 @@ from secateur.structure.tensors import named_tensors
 __all__ = ["Pruner"]
 
 #: Version of what `Pruner.state_dict` returns.
-STATE_VERSION = 1
-#: Rounds of projection where inputs have gates: the first meets the budget, the others use what it leaves.
-PROJECTIONS = 4
-#: Halvings in the search for a pattern whose rounded widths are within the budget: to a thousandth of the cost.
-HALVINGS = 10
+STATE_VERSION = 2
+#: Checks at which a unit must be closed, and its largest open chance, before `Pruner.shrink` removes it: under 0.1 is
+#: where every method's unit is closed in evaluation, and hard concrete's clamp, which ends at 0.047, still reaches.
+CHECKS, CHANCE = 3, 0.1
 
 
 class Pruner:
@@ -71,6 +73,7 @@ class Pruner:
         self.controller = controller
         self._examples = examples
         self._l2 = l2
+        self._removal = Removal(units)
         self._checked = False
 
     @property
@@ -173,13 +176,72 @@ class Pruner:
         if self.controller is not None:
             with torch.no_grad():
                 is_open = self._units.open(gates.fixed())
-                scores = self._units.scores(gates.score(), is_open)
+                scores = self._scores(is_open)
                 self.controller.step(self._units.chances(gates.prob_open()), is_open, scores=scores)
 
     def draw(self) -> None:
         """Draw all gates anew, for loops that call parts of the model and never the model itself."""
         live = self._live()
         live.draw, live.replay = Draw.make(self.gates, live.generator), None
+
+    def shrink(
+        self,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        ema: nn.Module | Sequence[nn.Module | list[Tensor]] = (),
+        checks: int = CHECKS,
+        chance: float = CHANCE,
+    ) -> Shrinkage:
+        """Remove units that have stayed closed, for good and in place, so that the steps that follow are cheaper.
+
+        Each call is a check. A unit goes once its gate in evaluation was 0 at ``checks`` of them in a row and its open
+        chance is at most ``chance``; one of each group stays, and as many as the budget asks for. Weights, buffers,
+        their gradients and the optimizer's state lose the unit's slices and are new objects: lists of parameters that
+        you keep must be made anew. All else goes on as it was, schedules, multipliers and counts of the dense model
+        included; gates of units that are gone stay in the tensors of gates and act on nothing. What is left trains as
+        it would have with the closed units' draws closed, but for what mixes all parameters (clipping by their norm).
+
+        Args:
+            optimizer: that trains the model, or all of them: SGD, Adam, AdamW, RMSprop, Adagrad and any other whose
+                state has the shape of its parameter or is a scalar.
+            ema: copies of the gated model that are to follow, such as ``torch.optim.swa_utils.AveragedModel``, or lists
+                of tensors, one for each of ``model.parameters()`` in their order.
+            checks: calls in a row at which a unit must be closed, at least 1.
+            chance: largest open chance, in (0, 1).
+
+        Raises:
+            GateError: the model is wrapped (DistributedDataParallel, FSDP), a forward pass still waits for its
+                backward, an optimizer does not hold the parameters or keeps state of unknown shape, a method looks at
+                norms of weights, or gates act on outputs. Nothing was changed then.
+        """
+        if checks < 1 or not 0.0 < chance < 1.0:
+            raise GateError(f"shrink: checks={checks!r}, chance={chance!r}; expected at least 1, and one in (0, 1)")
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        copies = [ema] if isinstance(ema, nn.Module) else list(ema)
+        model, gates, removal = self.model, self.gates, self._removal
+        check_holds(optimizers, model)
+        check_free(model)
+        check_exact(gates, self.groups)
+        models = [model, *(gated_root(copy, model) for copy in copies if isinstance(copy, nn.Module))]
+        beside = [copy for copy in copies if isinstance(copy, list)]
+        gates.pinned = None
+        limits = {} if self._budget is None else self._budget.targets(self.costs.dense)
+        with torch.no_grad():
+            now = gates.fixed() == 0, gates.prob_open(), gates.score()
+        due = removal.due(*now, checks, chance, lambda left: self._reaches(left, limits))
+        before = removal.left
+        if bool(due.any()):
+            changes = removal.changes(model, due)
+            check_unwrapped(model)
+            check_resizable(optimizers, [(change.name, change.tensor) for change in changes])
+            parameters = list(model.parameters())
+            removal.remove(models, due)
+            made = removal.made(model, changes)
+            resize_(optimizers, made)
+            for tensors in beside:
+                tensors[:] = resized(tensors, parameters, list(model.parameters()), made)
+        left = removal.left
+        return Shrinkage(self._units.lost(before, left), self.costs.exact(left), self.costs.dense, removal.whole)
 
     def finalize(
         self, *, examples: Examples | None = None, in_place: bool = False, round_to: int = 1
@@ -204,18 +266,19 @@ class Pruner:
         calls = self._proof_examples(examples)
         before = gates.pinned
         was_open = units.open(gates.fixed()).cpu()
-        is_open = self._projected(was_open, round_to)
+        landing = Landing(units, self.costs, self._scores)
+        is_open = was_open if self._budget is None else landing.within(self._budget, was_open, round_to)
         fixed = (
             gates.fixed() if torch.equal(is_open, was_open) else gates.fixed_with(units.gates(is_open).to(gates.device))
         )
         pin(model, fixed.detach().clone())
         try:
-            plain = baked(model)
+            plain = baked(model, self._removal)
             small = cut_to(plain, units, is_open, round_to=round_to)
             proof = proved(plain, small, units, is_open, calls, round_to=round_to)
             stays = units.stays(is_open, round_to)
             with_multipliers_(small, multipliers(model), units, is_open, round_to)
-            apart = differences(model, small, units, is_open, calls, round_to=round_to)
+            apart = differences(model, small, units, is_open, calls, self._removal, round_to=round_to)
         except BaseException:
             gates.pinned = before
             raise
@@ -240,27 +303,33 @@ class Pruner:
         return small, report
 
     def detach(self) -> nn.Module:
-        """Take the gates off: the model is what it was before `attach`, its weights as trained, without gates."""
-        model = self.model
-        strip(model)
-        refuse_dense_keys(model)
-        self._model = None
+        """Take the gates off: the model is what it was before `attach`, its weights as trained, without gates.
+
+        What `shrink` removed does not come back: the model is then as small as it was, and has a ``cut_plan``.
+        """
+        model = self._stripped()
+        self._removal.settle(model)
         return model
 
     def state_dict(self) -> dict[str, Any]:
         """What, besides the model's and the optimizer's state dicts, a run needs to continue bit for bit."""
         return {
             "version": STATE_VERSION,
+            "removal": self._removal.state_dict(),
             "generator": self._live().generator.get_state(),
             "controller": None if self.controller is None else self.controller.state_dict(),
             "mean_loss": self._live().mean_loss,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`.
+        """Continue from `state_dict`, on a model that was attached with the same arguments.
+
+        Where units were gone already, they are taken out of the model now. So resume in this order: this, the model's
+        ``load_state_dict``, and then the optimizer and copies of the model, made anew with their own.
 
         Raises:
-            GateError: the state is of another version, or of a run with another kind of pressure.
+            GateError: the state is of another version, or of a run with another kind of pressure; units were gone then
+                that an optimizer or a forward pass still needs, or are gone here that were not then.
         """
         if state.get("version") != STATE_VERSION:
             raise GateError(f"pruner state of version {state.get('version')!r}, expected {STATE_VERSION}")
@@ -270,6 +339,7 @@ class Pruner:
                 f"the pruner state was saved {saved} a budget or penalty, and this pruner was attached {here} one;"
                 " attach with the same arguments as the run that saved it"
             )
+        self._removal.load_state_dict(state["removal"], self.model)
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         live = self._live()
@@ -280,6 +350,19 @@ class Pruner:
     def __repr__(self) -> str:
         kind = "detached" if self._model is None else type(self._model).__name__
         return f"Pruner({kind}, groups={len(self.groups)}, units={sum(group.size for group in self.groups)})"
+
+    def _stripped(self) -> nn.Module:
+        model = self.model
+        strip(model)
+        refuse_dense_keys(model)
+        self._model = None
+        return model
+
+    def _scores(self, is_open: Tensor) -> Tensor:
+        """Order in which units are closed, on the device of ``is_open``; nothing can open those that are gone."""
+        scores = self._units.scores(self.gates.score().to(is_open.device), is_open)
+        gone = self._removal.gone_units
+        return scores.masked_fill(gone.to(scores.device), -torch.inf) if self._removal.plan is not None else scores
 
     def _live(self) -> Live:
         return live_of(self.gates)
@@ -299,73 +382,9 @@ class Pruner:
             terms.append(self._l2.factor * weighed)
         return terms[0] if len(terms) == 1 else terms[0] + terms[1].to(terms[0])
 
-    def _projected(self, was_open: Tensor, round_to: int) -> Tensor:
-        """The pattern that is within the budget when its widths are rounded up, and flips few units."""
-        if self._budget is None:
-            return was_open
-        is_open = self._within(self._budget, was_open)
-        limits = self._budget.targets(self.costs.dense)
-        if round_to == 1 or self._fits(is_open, limits, round_to):
-            return is_open
-        # The share of the present cost, halving its interval, at which what rounding adds still fits.
-        now, fitting = self.costs.exact(is_open), None
-        low, high = 0.0, 1.0
-        for _ in range(HALVINGS):
-            share = (low + high) / 2
-            try:
-                tighter = self._within({kind: int(share * now.of(kind)) for kind in limits}, is_open)
-            except BudgetError:  # fewer than one unit in every group
-                low = share
-                continue
-            if self._fits(tighter, limits, round_to):
-                low, fitting = share, tighter
-            else:
-                high = share
-        if fitting is None:
-            raise BudgetError(
-                f"round_to={round_to}: with widths rounded up to multiples the model does not get within the budget of"
-                f" {', '.join(f'{limit} {kind}' for kind, limit in limits.items())}; raise the budget, or round to less"
-            )
-        return fitting
-
-    def _fits(self, is_open: Tensor, limits: Mapping[str, int], round_to: int) -> bool:
-        cost = self.costs.exact(self._units.stays(is_open, round_to))
-        return all(cost.of(kind) <= limit for kind, limit in limits.items())
-
-    def _within(self, budget: Budget | Mapping[str, int], is_open: Tensor) -> Tensor:
-        """The pattern within a budget that flips few units, consistent: no input is open whose owner is closed."""
-        scores = self.gates.score().cpu()
-        is_open = self._loosest(budget, scores, is_open)
-        for _ in range(PROJECTIONS):
-            wanted = project(self.costs, self._units.scores(scores, is_open), is_open, budget)
-            # What closes with its owner makes room that the next round fills.
-            before, is_open = is_open, self._units.open(self._units.gates(wanted).float())
-            if torch.equal(is_open, before):
-                break
-        return is_open
-
-    def _loosest(self, budget: Budget | Mapping[str, int], scores: Tensor, is_open: Tensor) -> Tensor:
-        """Where single weights have gates, a pattern within the budget that keeps more than closing down to it would.
-
-        Weights that close take with them units that nothing reads then, and these further weights. So they close down
-        to the highest cost, halving its interval, from which what goes with them leads into the budget.
-        """
-        limits = budget.targets(self.costs.dense) if isinstance(budget, Budget) else budget
-        units, now, best = self._units, self.costs.exact(is_open), is_open
-        if not units.has_weights or all(now.of(kind) <= limit for kind, limit in limits.items()):
-            return is_open
-        order = units.scores(scores, is_open)
-        low, high = 0.0, 1.0
-        for _ in range(HALVINGS):
-            share = (low + high) / 2
-            looser = {k: limit + int(share * max(now.of(k) - limit, 0)) for k, limit in limits.items()}
-            found = units.open(units.gates(project(self.costs, order, is_open, looser)).float())
-            cost = self.costs.exact(found)
-            if all(cost.of(kind) <= limit for kind, limit in limits.items()):
-                low, best = share, found
-            else:
-                high = share
-        return best
+    def _reaches(self, is_open: Tensor, limits: Mapping[str, int]) -> bool:
+        cost = self.costs.exact(is_open)
+        return all(cost.of(kind) >= limit for kind, limit in limits.items())
 
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:
@@ -375,8 +394,8 @@ class Pruner:
 
     def _cut_in_place(self, is_open: Tensor, round_to: int) -> nn.Module:
         model = self.model
-        weights, left = named_tensors(baked(model)), multipliers(model)
-        self.detach()
+        weights, left = named_tensors(baked(model, self._removal)), multipliers(model)
+        self._removal.grow_(self._stripped())
         with torch.no_grad():
             for name, tensor in named_tensors(model).items():
                 if not torch.equal(tensor, weights[name]):

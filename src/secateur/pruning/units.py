@@ -70,6 +70,7 @@ class Units:
         units = Layout(tuple(group.size for group in self.counted.groups))
         coarse = self.cuttable.groups
         self._n_coarse = n_coarse = sum(group.size for group in coarse)
+        self._n_units = units.total
         self.sizes = gates.sizes
         rules = Layout(tuple(sum(group.size for group in one.groups) for one in chosen))
         self._rules: tuple[slice, ...] = rules.slices
@@ -166,6 +167,17 @@ class Units:
         owner, owned = self._owner_of.to(is_open.device), self._owned.to(is_open.device)
         coarse &= coarse[owner] | ~owned
 
+    def spread(self, gates: Tensor) -> Tensor:
+        """Units of these gates, bool ``(Z,)`` to bool ``(U,)``; False for units without a gate."""
+        units = torch.zeros(self._n_units, dtype=torch.bool, device=gates.device)
+        return units.index_copy(0, self._targets.to(gates.device), gates)
+
+    def owner_in(self, units: Tensor) -> Tensor:
+        """Inputs whose owner is among these units, bool ``(U,)``."""
+        found = torch.zeros_like(units)
+        found[: self._n_coarse] = units[self._owner_of.to(units.device)] & self._owned.to(units.device)
+        return found
+
     @property
     def has_weights(self) -> bool:
         """Whether single weights have gates."""
@@ -243,6 +255,11 @@ class Units:
             for scalars, _, start in self._scalars
         ]
         return int((torch.cat([alone, *parts, flipped[len(flipped) - len(self._free) :]]) & gated).sum())
+
+    def lost(self, before: Tensor, after: Tensor) -> dict[str, int]:
+        """By group, how many of the units ``before`` are not ``after``, bool ``(U,)``; single weights not counted."""
+        parts = ((group, int(part.sum())) for group, part in self._parts(before & ~after) if group.kind != "weights")
+        return {group.name: number for group, number in parts if number}
 
     def by_group(self, is_open: Tensor) -> dict[str, tuple[int, int]]:
         """Open and all units of each counted group, from bool ``(U,)``."""
