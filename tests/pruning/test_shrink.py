@@ -400,6 +400,25 @@ def test_copies_made_after_a_shrink_compute_the_same() -> None:
     torch.testing.assert_close(twin.eval()(x), net.eval()(x))
 
 
+def test_lists_of_tensors_go_along_with_the_parameters() -> None:
+    net, pruner = attached("convolutions")
+    shut(pruner)
+    optimizer = torch.optim.Adam(pruner.param_groups(lr=1e-2))
+    sums = [parameter.detach() * 2 for parameter in net.parameters()]
+    with pytest.raises(GateError, match="one tensor for each"):
+        pruner.shrink(optimizer, ema=[sums[1:]], checks=1)
+    assert pruner.shrink(optimizer, ema=[sums], checks=1).removed
+    for total, parameter in zip(sums, net.parameters(), strict=True):
+        torch.testing.assert_close(total, parameter.detach() * 2)
+
+
+def test_gates_on_outputs_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    pruner = sc.attach(net, examples=(torch.zeros(2, 4),), gates=[sc.Rule(units="activations", where="1")])
+    with pytest.raises(GateError, match="gates act on outputs"):
+        pruner.shrink(torch.optim.Adam(pruner.param_groups(lr=1e-2)))
+
+
 def test_channels_last_stays() -> None:
     net, pruner = attached("convolutions")
     net.to(memory_format=torch.channels_last)

@@ -160,3 +160,42 @@ def test_a_term_beside_the_loss_is_minimised_too(images: Images):
     before = weight.square().sum().item()
     train(model, images, Phase("dense", epochs=5, batch=20, lr=0.02), lambda epoch: None, objective=shrinking)
     assert weight.square().sum().item() < before
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_closed_units_leave_a_gated_network_while_it_trains(images: Images, tmp_path: Path, optimizer: str):
+    phase = Phase("gated", 16, 10, 0.01, 0.1, seed=1, optimizer=optimizer, average=0.5, checks=40)
+
+    def start() -> tuple[nn.Module, sc.Pruner]:
+        model = net()
+        budget = sc.Budget(keep_params=0.4, steps=phase.steps(len(images.y)))
+        return model, sc.attach(model, examples=(images.x[:2],), budget=budget)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 13:
+            raise KeyboardInterrupt
+
+    model, pruner = start()
+    whole = train(model, images, phase, lambda epoch: None, pruner)
+    dense = pruner.costs.dense.params
+    assert whole[0].left is not None
+    assert whole[-1].left is not None
+    assert whole[0].left.params == dense
+    assert whole[12].left is not None
+    assert 0.4 * dense <= whole[-1].left.params <= whole[12].left.params < dense
+    assert all(epoch.step_ms > 0 for epoch in whole)
+
+    first, second = start(), start()
+    with pytest.raises(KeyboardInterrupt):
+        train(first[0], images, phase, stop, first[1], checkpoint=Checkpoint(tmp_path / "run.pt"))
+    assert (
+        train(second[0], images, phase, lambda epoch: None, second[1], checkpoint=Checkpoint(tmp_path / "run.pt"))
+        == whole
+    )
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second[0].parameters(), strict=True))
+
+
+def test_checks_are_spread_evenly():
+    phase = Phase("gated", 2, 10, 0.01, checks=3)
+    assert [step for step in range(1, phase.steps(60) + 1) if phase.is_check(step, 60)] == [4, 8, 12]
+    assert not any(Phase("gated", 2, 10, 0.01).is_check(step, 60) for step in range(1, 13))

@@ -70,4 +70,6 @@ def _size(epoch: Epoch) -> str:
     for kind in ("params", "macs"):
         dense, expected, exact = (getattr(cost, kind) for cost in (epoch.dense, epoch.expected, epoch.exact))
         parts.append(f"{kind} expected {expected / dense:6.1%} actual {exact / dense:6.1%}")
-    return ", ".join(parts)
+    if epoch.left is not None:
+        parts.append(f"{epoch.left.params / epoch.dense.params:6.1%} of params still there")
+    return ", ".join([*parts, f"step {epoch.step_ms:.1f} ms"])

@@ -115,8 +115,8 @@ def pin(model: nn.Module, fixed: Tensor) -> None:
 def baked(model: nn.Module, removal: Removal) -> nn.Module:
     """A plain copy of a gated model, in which every weight is multiplied by its evaluation gates.
 
-    A tied weight is multiplied once, and stays tied. What shrinking took away is there again, as zeros. Gates at outputs
-    go into the layer's own parameters where these can take them up; the others are left to `with_multipliers_`.
+    A tied weight is multiplied once, and stays tied. What shrinking took away is there again, as zeros. Gates at
+    outputs go into the layer's own parameters where these can take them up; others are left to `with_multipliers_`.
     """
     plain = _copy(model)
     folded: dict[int, tuple[Tensor, Tensor]] = {}

@@ -28,7 +28,7 @@ from secateur.pruning.optimizers import check_groups, groups_in_use, parameter_g
 from secateur.pruning.outputs import multipliers
 from secateur.pruning.placement import strip
 from secateur.pruning.resize import check_free, check_holds, check_resizable, check_unwrapped, resize_, resized
-from secateur.pruning.shrink import Removal, Shrinkage, check_exact, gated_root
+from secateur.pruning.shrink import Removal, Shrinkage, gated_root, why_not
 from secateur.pruning.units import Units
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Cost, Group
@@ -99,6 +99,11 @@ class Pruner:
     def exact(self) -> Cost:
         """Cost of the gates that evaluation uses now."""
         return self.costs.exact(self._units.open(self.gates.fixed()).cpu())
+
+    @property
+    def why_whole(self) -> str:
+        """Why `shrink` refuses this model, whatever is closed; "" where it does not."""
+        return why_not(self.gates, self.groups)
 
     def param_groups(self, lr: float, gate_lr: float | None = None, **options: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the weights, then the gates.
@@ -221,7 +226,8 @@ class Pruner:
         model, gates, removal = self.model, self.gates, self._removal
         check_holds(optimizers, model)
         check_free(model)
-        check_exact(gates, self.groups)
+        if self.why_whole:
+            raise GateError(f"shrink: {self.why_whole}")
         models = [model, *(gated_root(copy, model) for copy in copies if isinstance(copy, nn.Module))]
         beside = [copy for copy in copies if isinstance(copy, list)]
         gates.pinned = None
@@ -235,6 +241,8 @@ class Pruner:
             check_unwrapped(model)
             check_resizable(optimizers, [(change.name, change.tensor) for change in changes])
             parameters = list(model.parameters())
+            for tensors in beside:
+                resized(tensors, parameters, parameters, [])  # refused before anything is changed
             removal.remove(models, due)
             made = removal.made(model, changes)
             resize_(optimizers, made)

@@ -28,7 +28,7 @@ from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.groups import Cost, Group
 from secateur.structure.tensors import dimension_order, in_order, in_place_of, listed, named_tensors, slots_of
 
-__all__ = ["Change", "Removal", "Shrinkage", "check_exact", "gated_root"]
+__all__ = ["Change", "Removal", "Shrinkage", "gated_root", "why_not"]
 
 #: What modules keep about their own sizes, alone or in tuples.
 _NUMBER = (int, float, type(None))
@@ -269,19 +269,16 @@ class Removal:
         return due
 
 
-def check_exact(gates: GateSet, groups: Sequence[Group]) -> None:
-    """Refuse gates with which what is left would not train as it would have.
-
-    Raises:
-        GateError: a method looks at norms of weights, or gates act on outputs.
-    """
+def why_not(gates: GateSet, groups: Sequence[Group]) -> str:
+    """Why what is left would not train as it would have, whatever went; "" if it would."""
     if any(norms is not None for _, norms in gates):
-        raise GateError(
-            "shrink: a method looks at norms of weights, to which closed units of other layers add, so what is left"
-            " would not train alike; use a method without norms, or cut at the end by finalize"
+        return (
+            "a method looks at norms of weights, to which closed units of other layers add, so what is left would not"
+            " train alike; use a method without norms, or cut at the end by finalize"
         )
     if outputs := [group.name for group in groups if group.kind == KIND]:
-        raise GateError(f"shrink: gates act on outputs ({listed(outputs)}), which a shrink does not follow; cut by finalize")
+        return f"gates act on outputs ({listed(outputs)}), which a shrink does not follow; cut at the end by finalize"
+    return ""
 
 
 def gated_root(copy: nn.Module, model: nn.Module) -> nn.Module:

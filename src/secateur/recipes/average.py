@@ -43,6 +43,11 @@ class Average:
         self.updates = 0
         self._sums: list[Tensor] = []
 
+    @property
+    def sums(self) -> list[Tensor]:
+        """What is averaged, one tensor for each parameter; to be kept in step where parameters become smaller."""
+        return self._sums
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """After an optimizer step: take the parameters in."""

@@ -71,6 +71,7 @@ def read_record(path: Path) -> Outcome:
             pruned=content["pruned"],
             n_test=content["n_test"],
             seconds=content["seconds"],
+            step_ms={name: (first, last) for name, (first, last) in content.get("step_ms", {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SecateurError(f"{path}: not a record of `secateur train --record` ({error!r})") from error

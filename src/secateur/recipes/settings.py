@@ -20,6 +20,10 @@ __all__ = ["DEFAULT_NETS", "SCHEDULES", "Schedule", "Settings"]
 DEFAULT_NETS: Mapping[str, str] = {"digits": "resnet-7", "mnist": "lenet-5", "cifar10": "resnet-20"}
 
 
+#: How often in a gated phase units that have stayed closed are removed.
+CHECKS = 50
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How a network is trained, dense or gated.
@@ -55,7 +59,7 @@ class Schedule:
     def gated(self, name: str, seed: int) -> Phase:
         """The epochs with gates."""
         epochs = self.epochs - self.epochs_after_cut
-        return Phase(name, epochs, self.batch, self.lr, self.gate_lr, self.weight_decay, seed)
+        return Phase(name, epochs, self.batch, self.lr, self.gate_lr, self.weight_decay, seed, checks=CHECKS)
 
     def after_cut(self, name: str, seed: int) -> Phase:
         """The epochs after the cut."""

@@ -55,6 +55,11 @@ def summary(outcome: Outcome) -> list[str]:
         f"units kept: {widths}; flipped to meet the budget at the end: {outcome.flipped}",
         f"multiply-accumulates kept: {least.macs / outcome.row('dense').macs:.1%}",
     ]
+    if outcome.step_ms:
+        (gated, last), dense = outcome.step_ms["gated"], outcome.step_ms["dense"][-1]
+        lines.append(
+            f"ms of an optimizer step: dense {dense:.2f}, gated {gated:.2f} in the first epoch, {last:.2f} in the last"
+        )
     if outcome.pruned is not None:
         counted = "-".join(map(str, outcome.counted))
         lines.append(f"as the papers count: {counted}, {outcome.pruned:.2%} pruned")

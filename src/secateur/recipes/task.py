@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from secateur.recipes.measure import (
 )
 from secateur.recipes.networks import network
 from secateur.recipes.settings import Settings
-from secateur.recipes.train import Phase, Watch, train
+from secateur.recipes.train import Epoch, Phase, Watch, train
 from secateur.structure.cut import CutPlan, cut_
 
 __all__ = ["Outcome", "Pruned", "Row", "attached", "fresh", "fresh_compact", "gates_for", "pruned", "run"]
@@ -72,6 +72,7 @@ class Outcome:
         pruned: prune rate by the papers' formula, a share; None where there is none.
         n_test: test images behind each accuracy.
         seconds: wall time of the whole run.
+        step_ms: by phase, milliseconds of an optimizer step in its first and its last epoch, medians.
     """
 
     settings: Settings
@@ -84,6 +85,7 @@ class Outcome:
     pruned: float | None
     n_test: int
     seconds: float
+    step_ms: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """The line of that name."""
@@ -129,6 +131,7 @@ class Pruned:
         report: of the cut.
         tuned: the small network after more training; None where the schedule has none.
         phases: of the training.
+        steps: epochs of each phase.
     """
 
     gated: nn.Module
@@ -136,6 +139,7 @@ class Pruned:
     report: sc.Report
     tuned: nn.Module | None
     phases: tuple[Phase, ...]
+    steps: Mapping[str, tuple[Epoch, ...]]
 
 
 def attached(settings: Settings, images: Images, steps: int | None = None) -> tuple[nn.Module, sc.Pruner]:
@@ -157,14 +161,14 @@ def pruned(settings: Settings, images: Images, watch: Watch) -> Pruned:
     schedule, seed = settings.schedule(), settings.seed
     phases = [schedule.gated(GATED, seed)]
     gated, pruner = attached(settings, images, phases[0].steps(len(images.y)))
-    train(gated, images, phases[0], watch, pruner)
+    steps = {GATED: train(gated, images, phases[0], watch, pruner)}
     small, report = pruner.finalize()
     tuned = None
     if schedule.epochs_after_cut:
         tuned = copy.deepcopy(small)
         phases.append(schedule.after_cut(TUNED, seed))
-        train(tuned, images, phases[-1], watch)
-    return Pruned(gated, small, report, tuned, tuple(phases))
+        steps[TUNED] = train(tuned, images, phases[-1], watch)
+    return Pruned(gated, small, report, tuned, tuple(phases), steps)
 
 
 def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
@@ -190,6 +194,7 @@ def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
     # Gated first: what cannot be gated or cut is refused before the longer training.
     found = pruned(settings, images, watch)
     gated, small, report, phases = found.gated, found.small, found.report, list(found.phases)
+    steps = dict(found.steps)
     plan = sc.cut_of(small)
     assert plan is not None  # what finalize returns was cut
     difference = {
@@ -201,10 +206,10 @@ def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
         models[TUNED] = found.tuned
     models[SCRATCH] = made(fresh_compact(settings.net, plan, seed))
     phases.append(schedule.whole(SCRATCH, seed))
-    train(models[SCRATCH], images, phases[-1], watch)
+    steps[SCRATCH] = train(models[SCRATCH], images, phases[-1], watch)
     models[DENSE] = made(fresh(settings.net, seed))
     phases.append(schedule.whole(DENSE, seed))
-    train(models[DENSE], images, phases[-1], watch)
+    steps[DENSE] = train(models[DENSE], images, phases[-1], watch)
 
     final = TUNED if schedule.epochs_after_cut else COMPACT
     sc.save(models[final], out)
@@ -225,6 +230,7 @@ def run(settings: Settings, images: Images, out: Path, watch: Watch) -> Outcome:
         pruned=row.pruned(counted) if row.pruned is not None else None,
         n_test=len(images.y_test),
         seconds=time.perf_counter() - started,
+        step_ms={name: (steps[name][0].step_ms, steps[name][-1].step_ms) for name in ORDER if name in steps},
     )
 
 

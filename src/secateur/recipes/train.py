@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,9 @@ __all__ = ["Epoch", "Objective", "Phase", "Watch", "cross_entropy", "train"]
 
 #: Momentum of SGD, with Nesterov's correction, as the papers train residual networks.
 MOMENTUM = 0.9
+#: What a checkpoint holds of an epoch: costs, and plain numbers.
+_COSTS = ("dense", "expected", "exact", "left")
+_NUMBERS = ("number", "loss", "error", "step_ms")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Phase:
         drop: factor at each milestone; 1 and one milestone keep the rate constant.
         fused: whether Adam runs as one kernel for all parameters: faster for small networks, other roundings.
         average: memory of the moving average of all parameters that ends the phase, in [0, 1); 0 for none.
+        checks: how often, evenly spread over the steps, units that have stayed closed are removed (`Pruner.shrink`); 0
+            for never. Without effect where there are no gates, or gates of which that cannot be done.
     """
 
     name: str
@@ -62,6 +69,12 @@ class Phase:
     drop: float = 1.0
     fused: bool = False
     average: float = 0.0
+    checks: int = 0
+
+    def is_check(self, step: int, n: int) -> bool:
+        """Whether units are removed after a step, counted from 1, for ``n`` training images."""
+        steps = self.steps(n)
+        return step * self.checks // steps > (step - 1) * self.checks // steps
 
     def steps(self, n: int) -> int:
         """Optimizer steps over ``n`` training images."""
@@ -90,6 +103,8 @@ class Epoch:
         expected: cost that the gates' chances give; None without gates.
         exact: cost of the gates as evaluation fixes them; None without gates.
         error: what was asked to be measured of the network, of its average where there is one; None otherwise.
+        left: cost of what the network has physically, with all its units open; None without gates.
+        step_ms: median time of an optimizer step, in milliseconds.
     """
 
     phase: Phase
@@ -99,6 +114,8 @@ class Epoch:
     expected: Cost | None = None
     exact: Cost | None = None
     error: float | None = None
+    left: Cost | None = None
+    step_ms: float = field(default=0.0, compare=False)
 
 
 #: Called after every epoch.
@@ -155,6 +172,9 @@ def train(
     """
     n = len(images.y)
     aim = cross_entropy(images) if objective is None else objective
+    state = None if checkpoint is None else checkpoint.load(phase)
+    if state is not None and pruner is not None:
+        pruner.load_state_dict(state["pruner"])  # first of all, for it brings the model to the size that it had
     optimizers = _optimizers(model, phase, pruner)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizers[0], _rates(optimizers[0], phase, n))
     generator = torch.Generator().manual_seed(phase.seed)
@@ -162,20 +182,28 @@ def train(
     epochs: list[Epoch] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(phase.seed)
-        if checkpoint is not None and (state := checkpoint.load(phase)) is not None:
-            _restore(state, model, optimizers, scheduler, pruner, average)
+        if state is not None:
+            _restore(state, model, optimizers, scheduler, average)
             generator.set_state(state["order"])
             torch.set_rng_state(state["random"])
             epochs = [_epoch(phase, row) for row in state["epochs"]]
+        taken = len(epochs) * n_batches(n, phase.batch)
+        left = None if pruner is None else epochs[-1].left if epochs else pruner.costs.dense
         for number in range(len(epochs) + 1, phase.epochs + 1):
-            total = 0.0
+            total, times = 0.0, []
             model.train()
             for index in batches(n, phase.batch, generator):
+                start = time.perf_counter()
                 total += len(index) * _step(model, index, aim, optimizers, pruner)
+                times.append(1e3 * (time.perf_counter() - start))
                 scheduler.step()
                 if average is not None:
                     average.update(model)
-            epochs.append(_seen(model, phase, number, total / n, pruner, average, error))
+                taken += 1
+                if pruner is not None and not pruner.why_whole and phase.is_check(taken, n):
+                    left = pruner.shrink(optimizers, ema=[] if average is None else [average.sums]).cost
+            seen = _seen(model, phase, number, total / n, pruner, average, error)
+            epochs.append(replace(seen, left=left, step_ms=statistics.median(times)))
             if checkpoint is not None:
                 state = _state(model, optimizers, scheduler, pruner, average)
                 state |= {"order": generator.get_state(), "random": torch.get_rng_state()}
@@ -266,26 +294,23 @@ def _restore(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     scheduler: torch.optim.lr_scheduler.LambdaLR,
-    pruner: Pruner | None,
     average: Average | None,
 ) -> None:
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     scheduler.load_state_dict(scheduler.state_dict() | state["scheduler"])
-    if pruner is not None:
-        pruner.load_state_dict(state["pruner"])
     if average is not None:
         average.load_state_dict(state["average"])
 
 
 def _plain(epoch: Epoch) -> dict[str, Any]:
     """An epoch as values that a checkpoint can hold, without its phase."""
-    costs = {kind: getattr(epoch, kind) for kind in ("dense", "expected", "exact")}
+    costs = {kind: getattr(epoch, kind) for kind in _COSTS}
     known = {kind: None if cost is None else [cost.params, cost.macs] for kind, cost in costs.items()}
-    return {"number": epoch.number, "loss": epoch.loss, "error": epoch.error, **known}
+    return {key: getattr(epoch, key) for key in _NUMBERS} | known
 
 
 def _epoch(phase: Phase, row: Mapping[str, Any]) -> Epoch:
-    costs = {kind: None if row[kind] is None else Cost(*row[kind]) for kind in ("dense", "expected", "exact")}
-    return Epoch(phase, row["number"], row["loss"], error=row["error"], **costs)
+    costs: dict[str, Any] = {kind: None if row[kind] is None else Cost(*row[kind]) for kind in _COSTS}
+    return Epoch(phase, **{key: row[key] for key in _NUMBERS}, **costs)
