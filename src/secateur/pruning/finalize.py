@@ -112,7 +112,7 @@ def pin(model: nn.Module, fixed: Tensor) -> None:
         site.gate.exact_in = (fixed.dtype, site.chain.original.dtype)
 
 
-def baked(model: nn.Module, removal: Removal) -> nn.Module:
+def baked(model: nn.Module, removal: Removal | None = None) -> nn.Module:
     """A plain copy of a gated model, in which every weight is multiplied by its evaluation gates.
 
     A tied weight is multiplied once, and stays tied. What shrinking took away is there again, as zeros. Gates at
@@ -130,7 +130,8 @@ def baked(model: nn.Module, removal: Removal) -> nn.Module:
     with torch.no_grad():
         for original, product in folded.values():
             original.copy_(product)
-    removal.grow_(plain)
+    if removal is not None:
+        removal.grow_(plain)
     fold_(plain, model)
     return plain
 
@@ -189,7 +190,7 @@ def differences(
     units: Units,
     is_open: Tensor,
     examples: Sequence[Example],
-    removal: Removal,
+    removal: Removal | None = None,
     *,
     round_to: int = 1,
 ) -> tuple[float, float]:
