@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 def without_times(path: Path) -> dict:
     content = json.loads(path.read_text())
-    del content["seconds"]
+    del content["seconds"], content["step_ms"]
     for row in content["rows"]:
         del row["latency"]
     return content

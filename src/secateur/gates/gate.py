@@ -246,12 +246,13 @@ class Gate(nn.Module):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The method's tensors by name, as they are now."""
-        return {name: getattr(self, name) for name in self._names}
+        own, state = self._parameters, self._buffers
+        return {name: own[name] if name in own else state[name] for name in self._names}  # type: ignore[misc]
 
     @property
     def layout(self) -> Layout:
         """Units of each group, on the device of the tensors."""
-        device = next(iter(self.tensors.values())).device
+        device = self.tensors[self._names[0]].device
         if self._layout.segment.device != device:
             self._layout = self._layout.to(device)
         return self._layout

@@ -16,7 +16,7 @@ from secateur.gates.gate import Estimator, Method, Params
 from secateur.gates.layout import Layout
 from secateur.gates.noise import Logistic, jitter
 from secateur.gates.settings import Checks
-from secateur.gates.stretch import check_stretch, closing_logit, stretched
+from secateur.gates.stretch import check_stretch, closing_logit, drawn, stretched
 
 __all__ = ["HardConcrete"]
 
@@ -149,7 +149,7 @@ class HardConcrete(Method):
     def sample(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """``clip(sigma((noise + log_alpha) / beta) (zeta - gamma) + gamma, 0, 1)``."""
         assert noise is not None
-        return self._stretched((noise + params["log_alpha"]) / self.beta)
+        return drawn(noise, params["log_alpha"], self.beta, self.gamma, self.zeta)
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """``P(z != 0) = sigma(log_alpha - beta log(-gamma / zeta))``."""

@@ -9,6 +9,7 @@ dicts and broadcasts of buffers never meet them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = [
     "live_of",
     "values",
     "values_by_example",
+    "values_of",
 ]
 
 #: The name under which a root module holds its gates.
@@ -64,7 +66,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kept: _Kept, *_: Tensor) -> Tensor:
         ctx.kept = kept
-        return kept.graph.detach().clone()
+        return kept.graph.detach()
 
     @staticmethod
     @once_differentiable
@@ -103,6 +105,18 @@ class Draw:
         self._kept = kept
         self._sources = tuple(sources)
         self._attached: Tensor | None = None
+        self._parts: dict[int, Tensor] = {}
+
+    def part(self, gates: GateSet, start: int, size: int) -> Tensor:
+        """The draw of a group, flat, by where it starts; all groups share one operator and its backward."""
+        whole = self.read()
+        if not whole.requires_grad:
+            return whole.narrow(0, start, size)
+        if not self._parts:
+            sizes = [size for gate, _ in gates for size in gate.layout.sizes]
+            starts = itertools.accumulate(sizes, initial=0)
+            self._parts = dict(zip(starts, torch.split(whole, [*sizes, 1]), strict=True))
+        return self._parts[start]
 
     def read(self) -> Tensor:
         """The extended draw ``(U + 1,)``, reaching the parameters where gradients are recorded."""
@@ -131,7 +145,8 @@ class Draw:
                 else torch.ones(gate.layout.total, dtype=gate.dtype, device=gates.device)
                 for number, ((gate, norms), noise_of) in enumerate(zip(gates, noise, strict=True))
             ]
-            graph = extended(torch.cat([part.to(gates.device) for part in parts]))
+            one = torch.ones(1, dtype=parts[0].dtype, device=gates.device)
+            graph = torch.cat([*(part.to(gates.device) for part in parts), one])
         kept = _Kept(graph, tuple(leaves)) if graph.requires_grad else None
         return cls(noise, graph.detach(), kept, sources)
 
@@ -208,6 +223,10 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
 
     Checkpointing counts the tensors that its region saves; a draw made inside would be counted the first time only.
     """
+    hooks: object = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device.type):
+        yield
+        return
     with (
         torch.inference_mode(False),
         torch.autocast(device.type, enabled=False),
@@ -299,6 +318,14 @@ def values(gates: GateSet, training: bool) -> Tensor:
     if not (training and gates.training):
         return _fixed(gates, live)
     return _acting(gates, live).read()
+
+
+def values_of(gates: GateSet, training: bool, start: int, size: int) -> Tensor:
+    """The gates ``(size,)`` of one group, by where it starts, that act now."""
+    live = live_of(gates)
+    if live.override is None and training and gates.training:
+        return _acting(gates, live).part(gates, start, size)
+    return values(gates, training).narrow(0, start, size)
 
 
 def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tensor | None:

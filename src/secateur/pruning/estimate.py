@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.errors import GateError
 from secateur.gates.gate import Gate, ScoreFunction
 from secateur.pruning.draws import Draw, Live, gates_of, live_of
-from secateur.pruning.gateset import GateSet
+from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.placement import ConsumerGate
 
 __all__ = ["Closure", "task_loss"]
@@ -146,6 +146,10 @@ def _checked(loss: object) -> Tensor:
     return loss.reshape(())
 
 
+#: Modules whose buffers no pass changes.
+_OURS = (GateSet, Gate, Norms, ConsumerGate)
+
+
 class _Before:
     """What a pass may change besides the loss it returns: buffers, random states, draws."""
 
@@ -154,12 +158,10 @@ class _Before:
         self._draws = live.draw, live.replay, live.generator.get_state()
         self._devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
         self._random = self._random_states()
-        ours = (GateSet, ConsumerGate)
-        own = {id(inner) for module in model.modules() if isinstance(module, ours) for inner in module.modules()}
         self._slots = [
             (module._buffers, key, buffer)
             for module in model.modules()
-            if id(module) not in own
+            if module._buffers and not isinstance(module, _OURS)
             for key, buffer in module._buffers.items()
             if buffer is not None
         ]

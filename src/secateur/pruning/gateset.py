@@ -121,9 +121,9 @@ class GateSet(nn.Module):
 
     def __iter__(self) -> Iterator[tuple[Gate, Norms | None]]:
         """Each rule's gate and its norms."""
-        for rule, gate in enumerate(self.rules):
-            key = str(rule)
-            yield cast("Gate", gate), cast("Norms", self.norms[key]) if key in self.norms else None
+        norms = self.norms._modules
+        for rule, gate in self.rules._modules.items():
+            yield cast("Gate", gate), cast("Norms | None", norms.get(rule))
 
     @property
     def total(self) -> int:
@@ -188,7 +188,7 @@ class GateSet(nn.Module):
         for gate, norms in self:
             dtype = gate.dtype or torch.float32
             parts.append(getattr(gate, question)(None if norms is None else norms(norms.weights, dtype)))
-        return torch.cat([part.to(self.device) for part in parts])
+        return parts[0] if len(parts) == 1 else torch.cat([part.to(self.device) for part in parts])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Pinned gates are pinned no longer by a checkpoint of gates that were not.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from secateur.errors import GateError
-from secateur.pruning.draws import GATES, begin_forward, end_forward, values
+from secateur.pruning.draws import GATES, begin_forward, end_forward, values, values_of
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.outputs import remove_outputs
 from secateur.structure.groups import FLAT, Group
@@ -92,14 +92,17 @@ class ConsumerGate(nn.Module):
         drawn = self.training and self._gates[0].training
         if self.exact_in is not None and not drawn and self._gates[0].pinned is not None:
             return self.product(weight.to(self.exact_in[1]), gates.to(self.exact_in[0])).to(weight.dtype)
-        return self.product(weight, gates)
+        own = values_of(self._gates[0], self.training, *self.flat) if self.flat is not None else self.own(gates)
+        return self._product(weight, gates, own)
 
     def product(self, weight: Tensor, gates: Tensor) -> Tensor:
         """The weight times extended gates ``(U + 1,)``."""
+        return self._product(weight, gates, self.own(gates))
+
+    def _product(self, weight: Tensor, gates: Tensor, own: Tensor | None) -> Tensor:
         for dim, factor in self.factors(gates).items():
             shape = [-1 if other == dim else 1 for other in range(weight.dim())]
             weight = weight * factor.to(weight).view(shape)
-        own = self.own(gates)
         return weight if own is None else weight * own.to(weight).view(weight.shape)
 
     def own(self, gates: Tensor) -> Tensor | None:

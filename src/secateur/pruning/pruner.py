@@ -369,8 +369,9 @@ class Pruner:
     def _scores(self, is_open: Tensor) -> Tensor:
         """Order in which units are closed, on the device of ``is_open``; nothing can open those that are gone."""
         scores = self._units.scores(self.gates.score().to(is_open.device), is_open)
-        gone = self._removal.gone_units
-        return scores.masked_fill(gone.to(scores.device), -torch.inf) if self._removal.plan is not None else scores
+        if self._removal.plan is None:
+            return scores
+        return scores.masked_fill(self._removal.gone_units.to(scores.device), -torch.inf)
 
     def _live(self) -> Live:
         return live_of(self.gates)

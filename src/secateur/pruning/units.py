@@ -119,12 +119,21 @@ class Units:
         )
         self._read, self._readers, self._used = self._only_fine(fine, starts, units.offsets)
         self._read_once = torch.unique(self._read)
+        # Two frequent cases in which what acts on each unit is one gate, in the order of the gates.
+        bare = bool((self._sources == gates.total).all()) and not len(self._free)
+        row = np.array_equal(targets, np.arange(n_coarse if bare else 0, units.total))
+        self._only_coarse = row and not bare and not self._scalars and bool((self._sources[1] == gates.total).all())
+        self._only_weights = row and bare and bool(self._scalars)
 
     def chances(self, prob_open: Tensor) -> Tensor:
         """Open chance of every unit ``(U,)`` from that of every gate ``(Z,)``; differentiable.
 
         A structured unit whose inputs all have gates counts with its own gate's chance, which is an upper bound.
         """
+        if self._only_coarse:
+            return prob_open
+        if self._only_weights:
+            return torch.cat([prob_open.new_ones(self._n_coarse), prob_open])
         sources = self._sources.to(prob_open.device)
         gates = extended(prob_open)
         coarse = gates.index_select(0, sources[0]) * gates.index_select(0, sources[1])
@@ -137,11 +146,12 @@ class Units:
     def open(self, gates: Tensor) -> Tensor:
         """Which units are open, bool ``(U,)``, from the gates ``(Z,)`` in evaluation or which of them are open."""
         own = gates != 0
-        is_open = self.chances(own.to(torch.float32)) != 0
+        simple = self._only_coarse or self._only_weights
+        is_open = self.chances(own) if simple else self.chances(own.to(torch.float32)) != 0
         while len(self._read) or self._scalars:  # what goes may leave others unread
-            before = is_open.clone()
+            before = is_open[: self._n_coarse].clone()
             self._close_unread_(is_open)
-            if not self._scalars or torch.equal(before, is_open):
+            if not self._scalars or torch.equal(before, is_open[: self._n_coarse]):
                 break
             over = extended(is_open[: self._n_coarse])
             for scalars, at, start in self._scalars:
@@ -200,6 +210,10 @@ class Units:
         """
         if not self._one_scale:
             scores = torch.cat([_ranks(scores[part]) for part in self._rules])
+        if self._only_coarse:
+            return scores
+        if self._only_weights and bool(is_open[: self._n_coarse].all()):
+            return torch.cat([scores.new_full((self._n_coarse,), torch.inf), scores])
         spread = scores.new_full((len(is_open),), torch.inf)
         spread = spread.index_copy(0, self._targets.to(scores.device), scores)
         owner, owned, once = (part.to(is_open.device) for part in (self._owner_of, self._owned, self._read_once))

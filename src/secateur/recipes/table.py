@@ -58,7 +58,7 @@ def summary(outcome: Outcome) -> list[str]:
     if outcome.step_ms:
         (gated, last), dense = outcome.step_ms["gated"], outcome.step_ms["dense"][-1]
         lines.append(
-            f"ms of an optimizer step: dense {dense:.2f}, gated {gated:.2f} in the first epoch, {last:.2f} in the last"
+            f"ms of an optimizer step: dense {dense:.2f}, gated {gated:.2f} at the start, {last:.2f} at the end"
         )
     if outcome.pruned is not None:
         counted = "-".join(map(str, outcome.counted))
