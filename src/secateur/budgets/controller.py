@@ -204,21 +204,16 @@ class Controller:
         prices = {kind: price for kind, price in self.prices.items() if price}
         if not prices and self._weights is None:
             return prob_open.new_zeros(())
-        values, slopes = self.costs.slopes(prob_open)
-        values = values.clamp(min=SMALLEST)
-        relative = slopes / values[:, None]
-        value = values.new_zeros(())
-        pull = torch.zeros_like(slopes[0])
-        for kind, price in prices.items():
-            row = self.costs.rows[kind]
-            value = value + price * (values[row] / self.reference(kind)).log()
-            pull = pull + price * relative[row]
+        point = self.costs.at(prob_open)
+        values = {kind: max(cost, SMALLEST) for kind, cost in zip(self.costs.rows, point.values.tolist(), strict=True)}
+        scale = scale or 1.0
+        value = scale * sum(price * math.log(values[kind] / self.reference(kind)) for kind, price in prices.items())
+        weights = [scale * prices.get(kind, 0.0) / cost for kind, cost in values.items()]
+        pull = point.pull(weights, prob_open.dtype) if prices else torch.zeros_like(prob_open)
         if self._weights is not None:
-            pull = pull + self._weights.to(pull) * relative[self.costs.rows[self._worst]]
-        pull = ((scale or 1.0) * pull).to(prob_open.dtype)
-        # The gradient is `pull`, the value that of the Lagrangian's terms.
-        through = pull @ (prob_open - prob_open.detach())
-        return through + ((scale or 1.0) * value).to(through.dtype)
+            worst = [scale / cost if kind == self._worst else 0.0 for kind, cost in values.items()]
+            pull = torch.addcmul(pull, self._weights.to(pull), point.pull(worst, prob_open.dtype))
+        return _Pulled.apply(prob_open, pull, value)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def step(self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | None = None) -> None:
@@ -317,7 +312,7 @@ class Controller:
         n_open = self.costs.n_open(is_open)
         # The fewer units a group has left, the dearer they are: shares of the cost move alike, not counts.
         scarce = np.log(np.asarray(self.costs.sizes) / np.maximum(n_open, 1))
-        scores = scores + torch.from_numpy(scarce).to(scores)[self.costs.segment_on(scores.device)]
+        scores = self.costs.spread(torch.from_numpy(scarce).to(scores)) + scores
         weights, off, over = self._misplaced(exact, is_open, scores)
         for group in np.flatnonzero(n_open < self.costs.floor).tolist():
             own = torch.nonzero(self.costs.segment_on(scores.device) == group).flatten()
@@ -344,7 +339,7 @@ class Controller:
         self._worst = max(over, key=lambda kind: over[kind])
         # At the target a unit that opens again costs another one: what is closed is held as hard as others are closed.
         hold = 1.0 if self._arrived else control.hold
-        weights = torch.zeros_like(scores).masked_fill_(~is_open, hold)
+        weights = (~is_open).to(scores.dtype) * hold
         if over[self._worst] > 0.0:
             goal = next(goal for goal in goals(self.target) if self._worst in goal)
             limits = {kind: int(self.reference(kind)) for kind in goal}
@@ -367,3 +362,17 @@ class Controller:
         if self._arrived and (len(found) or not closing):
             found = settled(self.costs, scores, is_open, limits, goal, found, closing=closing)
         return torch.from_numpy(found).to(scores.device)
+
+
+class _Pulled(torch.autograd.Function):
+    """A value with a gradient of its own: that of the Lagrangian's terms, and of the push."""
+
+    @staticmethod
+    def forward(ctx: Any, prob_open: Tensor, pull: Tensor, value: float) -> Tensor:
+        ctx.pull = pull
+        return prob_open.new_tensor(value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        return outer[0] * ctx.pull, None, None

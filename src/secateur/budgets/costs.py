@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.budgets.counting import Counting
-from secateur.budgets.expectation import Tables, evaluate, expectation, sharing, tabulate
+from secateur.budgets.expectation import Point, Tables, expectation, sharing, tabulate
 from secateur.budgets.parts import Part, with_parts
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
@@ -97,7 +97,7 @@ class CostModel:
         # Apart: measured coefficients are no whole numbers, and would take the counts' exactness.
         self._counting = Counting(axes, [*structure.terms[:2], *of_parts])
         self._timing = Counting(axes, structure.terms[2:])
-        self.segment: Tensor = self._tables[torch.device("cpu")].segment
+        self.segment: Tensor = tables.runs.segment
         self.dense: Cost = self.count(self.sizes)
         #: units of each group that a cut leaves at least, ``(G,)``
         self.floor: NDArray[np.int64] = np.array([min(g.size, g.least) for g in structure.groups], dtype=np.int64)
@@ -133,6 +133,11 @@ class CostModel:
         dtype = torch.promote_types(prob_open.dtype, torch.float32)
         return expectation(prob_open.to(dtype), self._on(prob_open.device))
 
+    def at(self, prob_open: Tensor) -> Point:
+        """All expected costs at chances ``(U,)`` with their slopes, group by group, without a graph."""
+        self._check_units(prob_open)
+        return self._on(prob_open.device).at(prob_open.detach())
+
     def slopes(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
         """All expected costs, and how they grow with each unit's chance.
 
@@ -142,8 +147,8 @@ class CostModel:
         Returns:
             ``(R,)`` and ``(R, U)``, without a graph, in the device's widest precision.
         """
-        self._check_units(prob_open)
-        return evaluate(self._on(prob_open.device), prob_open.detach())
+        point = self.at(prob_open)
+        return point.values, torch.stack([point.pull(row) for row in torch.eye(len(self.rows)).to(point.values)])
 
     def exact(self, is_open: Tensor) -> Cost:
         """Cost of the model that is left when the closed units are cut out.
@@ -167,14 +172,16 @@ class CostModel:
 
     def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
         """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``. Only these numbers leave a device."""
-        flat = is_open.detach().to(torch.int64)
-        empty = flat.new_zeros(len(self.sizes))
-        counts: NDArray[np.int64] = empty.index_add(0, self.segment_on(flat.device), flat).cpu().numpy()
+        counts: NDArray[np.int64] = self._on(is_open.device).runs.count(is_open.detach()).cpu().numpy()
         return counts
 
     def segment_on(self, device: torch.device) -> Tensor:
         """`segment` on that device."""
-        return self._on(device).segment
+        return self._on(device).runs.segment
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Each group's value at each of its units, ``(G,)`` to ``(U,)``."""
+        return self._on(values.device).runs.spread(values)
 
     def count(self, n_open: Sequence[int] | NDArray[np.int64]) -> Cost:
         """Cost with so many units of each group, ``(G,)`` integers, counted in integers."""

@@ -8,16 +8,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.budgets.runs import Runs
 from secateur.structure.groups import Axis, Term
 
-__all__ = ["Tables", "evaluate", "expectation", "sharing", "tabulate"]
+__all__ = ["Point", "Tables", "expectation", "sharing", "tabulate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Expected costs at some chances, and how they grow.
+
+    Args:
+        values: ``(R,)``.
+        in_sums: ``(R, K * G)``, slopes in the sums of each cumulant over each group.
+        slopes: derivative of each cumulant in the chance, ``(U,)``; None for the first, which is the chance itself.
+        runs: where groups stand.
+    """
+
+    values: Tensor
+    in_sums: Tensor
+    slopes: Sequence[Tensor | None]
+    runs: Runs
+
+    def pull(self, weights: Tensor | Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+        """Slopes of a weighted sum of the costs in each unit's chance, ``(R,)`` to ``(U,)``."""
+        given = torch.as_tensor(weights, dtype=self.in_sums.dtype, device=self.in_sums.device)
+        by_order = (given @ self.in_sums).to(self.in_sums.dtype if dtype is None else dtype)
+        if len(self.slopes) == 1:
+            return self.runs.spread(by_order)
+        first, *others = by_order.view(len(self.slopes), -1)
+        total = self.runs.spread(first)
+        for row, slope in zip(others, self.slopes[1:], strict=True):
+            assert slope is not None
+            total = torch.addcmul(total, self.runs.spread(row), slope.to(row.dtype))
+        return total
+
+
+class _Products(NamedTuple):
+    """The tables as the arrays that one kind of device computes with, with each row of factors as a 0/1 matrix."""
+
+    fixed: Any
+    weight: Any
+    coefficients: Any
+    factors: tuple[Any, ...]
+    scatters: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +68,7 @@ class Tables:
     """The polynomials as flat tensors of one device.
 
     Args:
-        segment: int64 ``(U,)``, the group of each unit.
+        runs: where groups stand.
         fixed: ``(N + 1,)``, constant part of each block; the last is the empty product, 1.
         weight: ``(N + 1, K * G)``, product of multiplicities by which a sum over a group enters a block.
         factors: int64 ``(W, M)``, the blocks that each monomial multiplies.
@@ -34,7 +77,7 @@ class Tables:
         highest: K.
     """
 
-    segment: Tensor
+    runs: Runs
     fixed: Tensor
     weight: Tensor
     factors: Tensor
@@ -47,13 +90,60 @@ class Tables:
         # Devices without float64 count in float32.
         real = torch.float32 if device.type == "mps" else torch.float64
         return Tables(
-            self.segment.to(device),
+            Runs(self.runs.sizes, self.runs.segment.to(device)),
             self.fixed.to(device, real),
             self.weight.to(device, real),
             self.factors.to(device),
             self.coefficients.to(device, real),
             self.n_groups,
             self.highest,
+        )
+
+    def values(self, prob_open: Tensor) -> Tensor:
+        """Expected costs ``(R,)`` at chances ``(U,)``."""
+        blocks = self._blocks(_cumulants(self._wide(prob_open), self.highest)[0])
+        product = self._products.coefficients
+        for row in self._products.factors:
+            product = product * blocks[row]
+        return torch.as_tensor(product.sum(-1))
+
+    def at(self, prob_open: Tensor) -> Point:
+        """Expected costs with their slopes: units to group sums, to blocks, to monomials, and back."""
+        cumulants, slopes = _cumulants(self._wide(prob_open), self.highest)
+        blocks, products = self._blocks(cumulants), self._products
+        factors = [blocks[row] for row in products.factors]
+        in_blocks = 0.0
+        for number, scatter in enumerate(products.scatters):
+            others = products.coefficients
+            for factor in (*factors[:number], *factors[number + 1 :]):
+                others = others * factor
+            in_blocks = in_blocks + others @ scatter
+        values, in_sums = (torch.as_tensor(one) for one in (others @ factors[-1], in_blocks @ products.weight))
+        return Point(values, in_sums, slopes, self.runs)
+
+    def _wide(self, prob_open: Tensor) -> Tensor:
+        # Sums are wide in any case; powers of the chances must be, too.
+        return prob_open if self.highest == 1 else prob_open.to(self.fixed.dtype)
+
+    def _blocks(self, cumulants: Sequence[Tensor]) -> Any:
+        sums = torch.cat([self.runs.sum(row, self.fixed.dtype) for row in cumulants])
+        products = self._products
+        return products.fixed + products.weight @ (sums.numpy() if sums.device.type == "cpu" else sums)
+
+    @cached_property
+    def _products(self) -> _Products:
+        """What is multiplied, in numpy on the CPU, where an operator of torch on so few numbers is mostly overhead."""
+        scatters = [F.one_hot(row, len(self.fixed)).to(self.fixed.dtype) for row in self.factors]
+
+        def as_is(tensor: Tensor) -> Any:
+            return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+        return _Products(
+            as_is(self.fixed),
+            as_is(self.weight),
+            as_is(self.coefficients),
+            tuple(as_is(row) for row in self.factors),
+            tuple(as_is(row) for row in scatters),
         )
 
 
@@ -110,8 +200,9 @@ def tabulate(
             weight[position, (len(block) - 1) * len(sizes) + group] = product
     width = max((len(factors) for factors in monomials), default=1) or 1
     padded = [[*factors, *[len(blocks)] * (width - len(factors))] for factors in monomials]
+    segment = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
     return Tables(
-        segment=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64)),
+        runs=Runs(tuple(sizes), segment),
         fixed=torch.from_numpy(fixed),
         weight=torch.from_numpy(weight),
         factors=torch.tensor(padded, dtype=torch.int64).reshape(-1, width).T.contiguous(),
@@ -147,48 +238,23 @@ def _horner(polynomial: NDArray[np.float64], at: Tensor) -> Tensor:
     return value
 
 
-def evaluate(tables: Tables, prob_open: Tensor) -> tuple[Tensor, Tensor]:
-    """Costs ``(R,)`` and their gradients ``(R, U)``: units to group sums, to blocks, to monomials, and back."""
-    cumulants, derivatives = _cumulants(prob_open.to(tables.fixed.dtype), tables.highest)
-    empty = tables.fixed.new_zeros(tables.n_groups)
-    sums = torch.cat([empty.index_add(0, tables.segment, row) for row in cumulants])
-    blocks = torch.addmv(tables.fixed, tables.weight, sums)
-    factors = [blocks[row] for row in tables.factors]
-    n_rows = len(tables.coefficients)
-    in_blocks = torch.zeros_like(tables.fixed).expand(n_rows, -1).clone()
-    for row, position in enumerate(tables.factors):
-        others = tables.coefficients
-        for factor in (*factors[:row], *factors[row + 1 :]):
-            others = others * factor
-        in_blocks.index_add_(1, position, others)
-    values = others @ factors[-1]
-    in_sums = (in_blocks @ tables.weight).reshape(n_rows, tables.highest, tables.n_groups)
-    gradients = []
-    for by_order in in_sums:
-        total = by_order[0][tables.segment]
-        for slope, derivative in zip(by_order[1:], derivatives[1:], strict=True):
-            total = torch.addcmul(total, slope[tables.segment], derivative)  # type: ignore[arg-type]
-        gradients.append(total)
-    return values, torch.stack(gradients)
-
-
 def expectation(prob_open: Tensor, tables: Tables) -> Tensor:
     """Costs ``(R,)``, differentiable in ``prob_open`` ``(U,)`` once."""
+    if not (prob_open.requires_grad and torch.is_grad_enabled()):
+        return tables.values(prob_open).to(prob_open.dtype)
     values: Tensor = _Expectation.apply(prob_open, tables)  # type: ignore[no-untyped-call]
     return values
 
 
 class _Expectation(torch.autograd.Function):
-    """`evaluate` with its own gradient: one pass over the tables serves the value and the backward pass."""
+    """Costs with their own gradient: one pass over the tables serves the values and the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, prob_open: Tensor, tables: Tables) -> Tensor:
-        values, gradients = evaluate(tables, prob_open)
-        ctx.save_for_backward(gradients)
-        return values.to(prob_open.dtype)
+        ctx.point = tables.at(prob_open)
+        return ctx.point.values.to(prob_open.dtype)  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        (gradients,) = ctx.saved_tensors
-        return (outer[0].to(gradients.dtype) @ gradients).to(outer[0].dtype), None
+        return ctx.point.pull(outer[0], outer[0].dtype), None

@@ -156,7 +156,8 @@ class _Before:
     def __init__(self, model: nn.Module, live: Live) -> None:
         self._live = live
         self._draws = live.draw, live.replay, live.generator.get_state()
-        devices = {p.device for p in model.parameters()} if torch.cuda.is_initialized() else set()
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        devices = {p.device for p in model.parameters()} if in_use else set()
         self._devices = sorted((device for device in devices if device.type == "cuda"), key=str)
         self._random = self._random_states()
         self._slots = [

@@ -74,6 +74,11 @@ class Landing:
             )
         return fitting
 
+    def reaches(self, is_open: Tensor, limits: Mapping[str, int]) -> bool:
+        """Whether no cost of these units, bool ``(U,)``, is under its limit."""
+        cost = self.costs.exact(is_open)
+        return all(cost.of(kind) >= limit for kind, limit in limits.items())
+
     def _fits(self, is_open: Tensor, limits: Mapping[str, int], round_to: int) -> bool:
         cost = self.costs.exact(self.units.stays(is_open, round_to))
         return all(cost.of(kind) <= limit for kind, limit in limits.items())

@@ -28,7 +28,7 @@ from secateur.pruning.optimizers import check_groups, groups_in_use, parameter_g
 from secateur.pruning.outputs import multipliers
 from secateur.pruning.placement import strip
 from secateur.pruning.resize import check_free, check_holds, check_resizable, check_unwrapped, resize_, resized
-from secateur.pruning.shrink import Removal, Shrinkage, gated_root, why_not
+from secateur.pruning.shrink import CHANCE, CHECKS, Removal, Shrinkage, gated_root, why_not
 from secateur.pruning.units import Units
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Cost, Group
@@ -38,9 +38,6 @@ __all__ = ["Pruner"]
 
 #: Version of what `Pruner.state_dict` returns.
 STATE_VERSION = 2
-#: Checks at which a unit must be closed, and its largest open chance, before `Pruner.shrink` removes it: under 0.1 is
-#: where every method's unit is closed in evaluation, and hard concrete's clamp, which ends at 0.047, still reaches.
-CHECKS, CHANCE = 3, 0.1
 
 
 class Pruner:
@@ -74,6 +71,7 @@ class Pruner:
         self._examples = examples
         self._l2 = l2
         self._removal = Removal(units)
+        self._landing = Landing(units, costs, self._scores)
         self._checked = False
 
     @property
@@ -103,7 +101,7 @@ class Pruner:
     @property
     def why_whole(self) -> str:
         """Why `shrink` refuses this model, whatever is closed; "" where it does not."""
-        return why_not(self.gates, self.groups)
+        return why_not(self.gates, self.groups, l2_into_gates=self._l2 is not None and self._l2.into_gates)
 
     def param_groups(self, lr: float, gate_lr: float | None = None, **options: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the weights, then the gates.
@@ -234,7 +232,7 @@ class Pruner:
         limits = {} if self._budget is None else self._budget.targets(self.costs.dense)
         with torch.no_grad():
             now = gates.fixed() == 0, gates.prob_open(), gates.score()
-        due = removal.due(*now, checks, chance, lambda left: self._reaches(left, limits))
+        due = removal.due(*now, checks, chance, lambda left: self._landing.reaches(left, limits))
         before = removal.left
         if bool(due.any()):
             changes = removal.changes(model, due)
@@ -274,8 +272,7 @@ class Pruner:
         calls = self._proof_examples(examples)
         before = gates.pinned
         was_open = units.open(gates.fixed()).cpu()
-        landing = Landing(units, self.costs, self._scores)
-        is_open = was_open if self._budget is None else landing.within(self._budget, was_open, round_to)
+        is_open = was_open if self._budget is None else self._landing.within(self._budget, was_open, round_to)
         fixed = (
             gates.fixed() if torch.equal(is_open, was_open) else gates.fixed_with(units.gates(is_open).to(gates.device))
         )
@@ -390,10 +387,6 @@ class Pruner:
             weighed = activity(self.model, chances if self._l2.into_gates else chances.detach())
             terms.append(self._l2.factor * weighed)
         return terms[0] if len(terms) == 1 else terms[0] + terms[1].to(terms[0])
-
-    def _reaches(self, is_open: Tensor, limits: Mapping[str, int]) -> bool:
-        cost = self.costs.exact(is_open)
-        return all(cost.of(kind) >= limit for kind, limit in limits.items())
 
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:
