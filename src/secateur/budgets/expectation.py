@@ -101,6 +101,10 @@ class Tables:
 
     def values(self, prob_open: Tensor) -> Tensor:
         """Expected costs ``(R,)`` at chances ``(U,)``."""
+        with np.errstate(all="ignore"):  # what is not finite is told by whoever asked
+            return self._values(prob_open)
+
+    def _values(self, prob_open: Tensor) -> Tensor:
         blocks = self._blocks(_cumulants(self._wide(prob_open), self.highest)[0])
         product = self._products.coefficients
         for row in self._products.factors:
@@ -109,6 +113,10 @@ class Tables:
 
     def at(self, prob_open: Tensor) -> Point:
         """Expected costs with their slopes: units to group sums, to blocks, to monomials, and back."""
+        with np.errstate(all="ignore"):
+            return self._at(prob_open)
+
+    def _at(self, prob_open: Tensor) -> Point:
         cumulants, slopes = _cumulants(self._wide(prob_open), self.highest)
         blocks, products = self._blocks(cumulants), self._products
         factors = [blocks[row] for row in products.factors]
