@@ -270,7 +270,7 @@ def _smaller(args: argparse.Namespace) -> Iterator[Row]:
         if _wanted(args, "shrunk", name):
             yield "shrunk", shrunk_row(name, share, args.rounds)
         if _wanted(args, "compact", name):
-            yield "compact", compact_row(name, 1 - share, args.rounds)
+            yield "compact", compact_row(name, round(1 - share, 2), args.rounds)
     for name in ("LeNet-300-100", "LeNet-5") if args.compile else ():
         yield "compiled", compiled_row(name, args.rounds)
 
@@ -303,7 +303,8 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("network", "method", "gone", "keep"))
+    shares = (round(row.get(key, -1.0), 3) for key in ("gone", "keep"))
+    return row["network"], row.get("method"), *shares
 
 
 def page(record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import GateError
 from secateur.pruning.draws import gates_of, in_backward, live_of
 from secateur.pruning.optimizers import living, optimizers_of
-from secateur.structure.cut import cut_tensor
+from secateur.structure.slices import cut_tensor
 from secateur.structure.tensors import listed
 
 __all__ = ["check_free", "check_holds", "check_resizable", "check_unwrapped", "resize_", "resized"]
