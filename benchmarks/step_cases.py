@@ -106,6 +106,9 @@ class Bert(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        from tests.conftest import _declare_torchvision_operators
+
+        _declare_torchvision_operators()
         import transformers
 
         config = transformers.BertConfig(
