@@ -20,7 +20,7 @@ from secateur.errors import SecateurError, TraceError
 if TYPE_CHECKING:
     from secateur.cli.targets import Target
     from secateur.structure.example import Example
-    from secateur.structure.groups import Group, Structure
+    from secateur.structure.groups import Cost, Group, Structure
 
 __all__ = ["FORMAT", "described", "inspect"]
 
@@ -76,12 +76,16 @@ def described(structure: Structure, target: Target) -> dict[str, Any]:
         "target": target.name,
         "model": type(target.model).__name__,
         "inputs": [_shapes(example) for example in target.examples],
-        "cost": dataclasses.asdict(structure.cost()),
-        "least": dataclasses.asdict(structure.cost(smallest)),
+        "cost": _counts(structure.cost()),
+        "least": _counts(structure.cost(smallest)),
         "groups": [_group(structure, group) for group in structure.groups],
         "frozen": [dataclasses.asdict(frozen) for frozen in structure.frozen],
         "notes": list(structure.notes),
     }
+
+
+def _counts(cost: Cost) -> dict[str, int]:
+    return {"params": cost.params, "macs": cost.macs}
 
 
 def _group(structure: Structure, group: Group) -> dict[str, Any]:
