@@ -3,7 +3,8 @@
 The recipe is one for all: AdamW, 500 steps of 128 fresh examples, rate 1e-2 and weight decay 0.1 for weights, 2e-2 for
 gates, a penalty of 1 on the density, the loss as a share of the target's variance. What the method cards state is
 granted: AR, the noisiest, takes its variance reductions and three times the steps; competitive Differentiable
-Sparsification a weight decay of 3, by which what is useless loses its share; magnitude pruning is told how many to close.
+Sparsification a weight decay of 3, by which what is useless loses its share; magnitude pruning is told how many to
+close.
 """
 
 from __future__ import annotations
