@@ -108,6 +108,64 @@ def test_several_draws_have_the_mean_of_one_and_a_share_of_its_variance(estimato
     assert 0.12 < share < 0.5  # a quarter
 
 
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(x)))))
+
+
+def deep(which: ARM | HardConcrete) -> tuple[Deep, GateSet, Tensor]:
+    torch.manual_seed(0)
+    net, x = Deep().to(DTYPE), torch.randn(4, 3, dtype=DTYPE)
+    structure = trace(net, (x,))
+    return net, gate(net, structure, which, list(structure.groups)), x
+
+
+def test_credit_by_group_has_the_mean_of_enumeration_and_less_variance() -> None:
+    net, gates, x = deep(ARM(init_open=0.6))
+    phi = gates.rules[0].phi
+    chance, exact = gates.prob_open(), 0.0
+    for mask in torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)), dtype=DTYPE):
+        with torch.no_grad(), live_of(gates).overridden(extended(mask)):
+            loss = 10 * net(x).square().mean()
+        exact = exact + torch.where(mask > 0, chance, 1 - chance).prod() * loss
+    (expected,) = torch.autograd.grad(exact, phi)
+    found = {}
+    for credit in ("all", "group"):
+        gradients = []
+        for _ in range(800):
+            phi.grad = None
+            task_loss(net, lambda: 10 * net(x).square().mean(), 1, credit).backward()
+            gradients.append(phi.grad.clone())
+        found[credit] = torch.stack(gradients)
+        error = found[credit].std(0) / 800**0.5
+        assert (found[credit].mean(0) - expected).abs().le(4 * error).all()
+    assert found["group"].var(0).sum() < found["all"].var(0).sum()
+
+
+def test_credit_by_group_takes_a_pass_for_each_group_that_differs() -> None:
+    net, _, x = deep(ARM(init_open=0.5, k=0.1))
+    for _ in range(20):
+        closure = Counted(net, x)
+        task_loss(net, closure, 1, "group").backward()
+        assert len(closure.losses) <= 3
+        if len(closure.losses) == 3:
+            return
+    pytest.fail("twenty draws never differed in both groups")
+
+
+@pytest.mark.parametrize("which", [HardConcrete(), ARM(estimator="ar")])
+def test_credit_by_group_is_refused_where_there_is_no_second_pass(which: ARM | HardConcrete) -> None:
+    net, _, x = deep(which)
+    with pytest.raises(GateError, match="credit='group' is for ARM"):
+        task_loss(net, lambda: net(x).sum(), 1, "group")
+    with pytest.raises(GateError, match="expected 'all' or 'group'"):
+        task_loss(net, lambda: net(x).sum(), 1, "one")
+
+
 def test_one_pass_where_both_masks_coincide() -> None:
     net, gates = conv_net(ARM(init_open=0.5))
     with torch.no_grad():

@@ -165,6 +165,12 @@ class Draw:
             other.of_examples(gates, None, rule, n)
         return other
 
+    def exchanged(self, other: Draw, start: int, stop: int) -> Draw:
+        """This draw with the other's values for the gates from ``start`` to ``stop``; without gradient."""
+        values = self.values.clone()
+        values[start:stop] = other.values[start:stop]
+        return Draw(self.noise, values, first=self)
+
     def of_examples(self, gates: GateSet, generator: torch.Generator | None, rule: int, n: int) -> Draw:
         """The draw of a rule for each of ``n`` examples: its values are extended ones ``(n, U_rule + 1)``."""
         if (rule, n) not in self.by_example:

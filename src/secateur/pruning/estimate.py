@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,17 @@ from secateur.pruning.draws import Draw, Live, gates_of, live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.placement import ConsumerGate
 
-__all__ = ["Closure", "task_loss"]
+__all__ = ["Closure", "Credit", "task_loss"]
 
 #: Runs the model on one minibatch and returns its loss, a finite scalar.
 Closure = Callable[[], Tensor]
+#: What a difference of two losses is credited to: all gates at once, or one group after another.
+Credit: TypeAlias = Literal["all", "group"]
 #: Share of the running mean of losses that one step leaves: it remembers about ten.
 MEAN_DECAY = 0.9
 
 
-def task_loss(model: nn.Module, closure: Closure, draws: int = 1) -> Tensor:
+def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit = "all") -> Tensor:
     r"""The closure's loss, plus terms of value 0 that carry the gradients of gates whose draws have none.
 
     For a score-function gate with draw z, and its antithetic draw z' where the estimator takes two passes,
@@ -44,18 +47,29 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1) -> Tensor:
     With several draws c is the mean of their estimates, each from passes of its own that no graph is recorded for but
     the first one's: the weights are trained by the first draw alone.
 
+    With credit by group, ARM gates take one second pass for each group in which the antithetic draw differs: all other
+    groups keep their draw, so that c is the ARM estimate given these, unbiased, and without the noise of theirs.
+
     Args:
         model: gated.
         closure: runs it.
         draws: of score-function gates, at least 1.
+        credit: ``"all"`` or ``"group"``.
 
     Raises:
-        GateError: the closure gives no scalar, or a number that is not finite; or ``draws`` is under 1. Gates, draws,
-            buffers and random states are then as they were before the call.
+        GateError: the closure gives no scalar, or a number that is not finite; ``draws`` is under 1; or credit by group
+            is asked for where no gate can have it. Gates, draws, buffers and random states are then as they were before
+            the call.
     """
     if isinstance(draws, bool) or draws < 1:
         raise GateError(f"draws={draws!r}; expected at least 1, the number of draws that an estimate is the mean of")
     gates = gates_of(model)
+    if credit not in ("all", "group"):
+        raise GateError(f"credit={credit!r}, expected 'all' or 'group'")
+    if credit == "group" and ("arm" not in gates.estimators or gates.per_example):
+        raise GateError(
+            "credit='group' is for ARM gates of which the batch shares one draw; expected sc.ARM(), no per_example=True"
+        )
     live = live_of(gates)
     before = _Before(model, live)
     try:
@@ -66,10 +80,10 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1) -> Tensor:
         draw = Draw.make(gates, live.generator)
         with live.hold(draw):
             loss = _checked(closure())
-        other = _second_loss(gates, live, draw, closure, before) if "arm" in gates.estimators else None
-        terms = [_surrogate(gates, live, draw, loss.detach(), loss.detach() if other is None else other)]
+        other = _other_losses(gates, live, draw, closure, before, loss.detach(), credit)
+        terms = [_surrogate(gates, live, draw, loss.detach(), other)]
         for _ in range(draws - 1):
-            terms.append(_further(gates, live, closure, before))
+            terms.append(_further(gates, live, closure, before, credit))
             live.draw = draw  # what a recomputation during backward is to repeat
         _remember(gates, live, loss.detach())
         return loss + torch.stack(terms).mean()
@@ -79,15 +93,18 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1) -> Tensor:
 
 
 def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:
-    terms = []
+    terms, stop = [], 0
     for rule, ((gate, _), noise) in enumerate(zip(gates, draw.noise, strict=True)):
+        start, stop = stop, stop + gate.layout.total
         if gate.method.estimator == "pathwise":
             continue
-        second = other if gate.method.estimator == "arm" else None
+        own = other if other.dim() == 0 else other[start:stop]
+        second = own if gate.method.estimator == "arm" else None
         mean = live.mean_loss if _subtracts(gate) else None
         baseline = torch.zeros_like(loss) if mean is None else mean.to(loss)
         if rule not in gates.per_example:
-            terms.append(gate.surrogate(noise, loss, second, baseline=baseline))
+            first = loss if second is None or second.dim() == 0 else loss.expand(gate.layout.total)
+            terms.append(gate.surrogate(noise, first, second, baseline=baseline))
             continue
         for (number, n), one in draw.by_example.items():
             if number == rule:
@@ -98,13 +115,12 @@ def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tens
     return torch.stack(terms).sum().to(loss.device) if terms else loss.new_zeros(())
 
 
-def _further(gates: GateSet, live: Live, closure: Closure, before: _Before) -> Tensor:
+def _further(gates: GateSet, live: Live, closure: Closure, before: _Before, credit: Credit) -> Tensor:
     """The surrogate of one more draw; its passes leave nothing behind but the gates' generator moved on."""
     draw = Draw.make(gates, live.generator)
     with before.again(), torch.no_grad(), live.hold(draw):
         loss = _checked(closure()).detach()
-    other = _second_loss(gates, live, draw, closure, before) if "arm" in gates.estimators else None
-    return _surrogate(gates, live, draw, loss, loss if other is None else other)
+    return _surrogate(gates, live, draw, loss, _other_losses(gates, live, draw, closure, before, loss, credit))
 
 
 def _subtracts(gate: Gate) -> bool:
@@ -118,13 +134,29 @@ def _remember(gates: GateSet, live: Live, loss: Tensor) -> None:
         live.mean_loss = torch.lerp(loss, mean, MEAN_DECAY)
 
 
-def _second_loss(gates: GateSet, live: Live, draw: Draw, closure: Closure, before: _Before) -> Tensor | None:
-    """The loss under the antithetic draw; None where it is the same draw, and so the same loss."""
+def _other_losses(
+    gates: GateSet, live: Live, draw: Draw, closure: Closure, before: _Before, loss: Tensor, credit: Credit
+) -> Tensor:
+    """The loss under the antithetic draw, a scalar; or for each gate under that of its group alone, ``(Z,)``."""
+    if "arm" not in gates.estimators:
+        return loss
     second = draw.antithetic(gates)
-    if draw.equals(second):
-        return None
+    if credit == "all":
+        return loss if draw.equals(second) else _again(live, draw, second, closure, before)
+    losses = loss.expand(gates.total).clone()
+    start = 0
+    for size in (size for gate, _ in gates for size in gate.layout.sizes):
+        stop = start + size
+        if not torch.equal(draw.values[start:stop], second.values[start:stop]):
+            losses[start:stop] = _again(live, draw, draw.exchanged(second, start, stop), closure, before)
+        start = stop
+    return losses
+
+
+def _again(live: Live, draw: Draw, other: Draw, closure: Closure, before: _Before) -> Tensor:
+    """The loss under another draw of the same minibatch, dropout masks and state."""
     try:
-        with before.again(), torch.no_grad(), live.hold(second):
+        with before.again(), torch.no_grad(), live.hold(other):
             return _checked(closure()).detach()
     finally:
         live.draw = draw  # what a recomputation during backward is to repeat

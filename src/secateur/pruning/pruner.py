@@ -19,7 +19,7 @@ from secateur.compaction.compact import cut_of
 from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2, activity
 from secateur.pruning.draws import Draw, Live, gates_of, live_of
-from secateur.pruning.estimate import Closure, task_loss
+from secateur.pruning.estimate import Closure, Credit, task_loss
 from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, with_multipliers_
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.landing import Landing
@@ -125,7 +125,7 @@ class Pruner:
         self._checked = True
         check_groups(optimizer.param_groups, self._trained())
 
-    def loss(self, closure: Closure, scale: float = 1.0, draws: int = 1) -> Tensor:
+    def loss(self, closure: Closure, scale: float = 1.0, draws: int = 1, credit: Credit = "all") -> Tensor:
         """Run the model and return one scalar whose backward is right for every gate: task loss plus pressure.
 
         Args:
@@ -133,17 +133,19 @@ class Pruner:
             scale: factor of task loss and pressure alike: 1/k where k minibatches make one optimizer step.
             draws: of ARM and AR gates, whose estimates are averaged; each takes passes of its own, without a graph but
                 for the first. Other gates have one draw, whatever this says.
+            credit: ``"all"``: one second pass, whose difference all ARM gates share. ``"group"``: one for each group of
+                units with the others' draws kept, which takes the others' noise out of its estimate.
 
         Raises:
             GateError: the closure returns no finite scalar; gates, draws, buffers and random states are unchanged then.
         """
-        task = task_loss(self.model, closure, draws)
+        task = task_loss(self.model, closure, draws, credit)
         pressure = self._pressure(task.detach() if self.gates.training else None)
         return scale * (task if pressure is None else task + pressure.to(task.device))
 
-    def backward(self, closure: Closure, scale: float = 1.0, draws: int = 1) -> Tensor:
+    def backward(self, closure: Closure, scale: float = 1.0, draws: int = 1, credit: Credit = "all") -> Tensor:
         """`loss`, its backward pass, and the detached value."""
-        loss = self.loss(closure, scale, draws)
+        loss = self.loss(closure, scale, draws, credit)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
