@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.recipes.papers.test_result import made
 
+from secateur.recipes.papers.experiments import recipe_of
 from secateur.recipes.papers.picture import picture
 from secateur.recipes.papers.report import collected, one_line, page_of, rows_of
 from secateur.recipes.papers.result import Error, write_result
@@ -47,6 +48,16 @@ def test_readings_are_held_against_hard_concrete_gates_of_the_same_size(error: f
     lines = [line for line in page_of(results, [], "x.svg").splitlines() if "points above hard concrete" in line]
     assert len(lines) == 1
     assert lines[0].endswith(f"| diffprune | {error:.2f}% and 1.50% | {verdict} |")
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(8.4, "met so far, by 1 of 3 seeds"), (9.0, "missed by 0.50 points")])
+def test_residual_networks_are_held_against_the_dense_one(error: float, verdict: str):
+    recipe = recipe_of("cifar-resnet20", "ours")
+    changes = {"experiment": "cifar-resnet20", "version": recipe.version, "schedule": recipe.settings()}
+    sizes = {"kept": (), "pruned": None, "macs": 20_000_000, "dense_macs": 41_000_000}
+    errors = {"dense": Error(8.0, 7.9), "final": Error(error, error), "scratch": Error(9.0, 8.9)}
+    page = page_of([made(**changes, **sizes, errors=errors)], [], "x.svg")
+    assert f"arm: {error:.2f}% and 8.00% | {verdict} |" in page
 
 
 def test_records_of_other_versions_are_said_and_left_out(tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from secateur.recipes.networks import network
 from secateur.recipes.papers.experiments import EXPERIMENTS
-from secateur.recipes.papers.published import PUBLISHED, READING_MARGIN, READINGS, TARGETS, Target
+from secateur.recipes.papers.published import BESIDE_DENSE, PUBLISHED, READING_MARGIN, READINGS, TARGETS, Target
 from secateur.recipes.papers.recipe import Job, Recipe
 from secateur.recipes.papers.result import Result, is_of, read_result
 
@@ -212,7 +212,7 @@ def _table(rows: Sequence[Row], experiment: str) -> list[str]:
 def _judged(rows: Sequence[Row], experiment: str) -> list[str]:
     ours = [row for row in rows if row.first.recipe == "ours"]
     targets = TARGETS.get(experiment, ())
-    if not ours or not targets:
+    if not ours or not (targets or experiment in BESIDE_DENSE):
         return []
     lines = ["| asked for | of | found | |", "| --- | --- | --- | --- |"]
     for target in targets:
@@ -220,8 +220,23 @@ def _judged(rows: Sequence[Row], experiment: str) -> list[str]:
         of = f"{target.method} ({target.source})" if target.method else "the best method"
         found, verdict = _met(ours, target)
         lines.append(f"| {asked} | {of} | {found} | {verdict} |")
-    lines += _readings(ours)
+    lines += [*_beside_dense(ours, experiment), *_readings(ours)]
     return [*lines, ""]
+
+
+def _beside_dense(rows: Sequence[Row], experiment: str) -> list[str]:
+    """The least that any method of a size errs more than the dense network."""
+    if experiment not in BESIDE_DENSE:
+        return []
+    share, margin = BESIDE_DENSE[experiment]
+    asked = f"at most {margin:g} points above dense at {share:.0%} of the MACs or less"
+    fitting = [row for row in rows if row.macs <= share]
+    if not fitting:
+        return [f"| {asked} | the best method | no run at this size yet | open |"]
+    best = min(fitting, key=lambda row: row.mean("final") - row.mean("dense"))
+    above = best.mean("final") - best.mean("dense")
+    found = f"{best.first.method}: {best.mean('final'):.2f}% and {best.mean('dense'):.2f}%"
+    return [f"| {asked} | the best method | {found} | {_verdict(above - margin, best)} |"]
 
 
 def _readings(rows: Sequence[Row]) -> list[str]:
