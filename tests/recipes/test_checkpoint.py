@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, of the same settings, and refused by name where they are neither."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,32 @@ def test_a_checkpoint_of_other_settings_is_refused_and_says_which(tmp_path: Path
     Checkpoint(tmp_path / "run.pt").save(PHASE, {"epochs": []})
     with pytest.raises(SecateurError, match=r"lr=0\.1 \(now 0\.2\)"):
         Checkpoint(tmp_path / "run.pt").load(Phase("dense", epochs=4, batch=8, lr=0.2))
+
+
+@dataclass(frozen=True)
+class Before:
+    """Settings as they were."""
+
+    epochs: int
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
+class After:
+    """The same with a field that came later."""
+
+    epochs: int
+    lr: float = 0.1
+    checks: int = 0
+
+
+def test_a_setting_that_came_later_had_its_default_before(tmp_path: Path):
+    checkpoint = Checkpoint(tmp_path / "run.pt")
+    for before in (Before(4), Before(4, lr=0.2)):
+        checkpoint.save(before, {"epochs": []})
+        assert checkpoint.load(After(4, lr=before.lr)) == {"epochs": []}
+        with pytest.raises(SecateurError, match=r"checks=0 \(now 2\)"):
+            checkpoint.load(After(4, lr=before.lr, checks=2))
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])

@@ -13,7 +13,7 @@ import torch
 from secateur.compaction.artifact import whole_or_not_at_all
 from secateur.errors import SecateurError
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "beyond_defaults"]
 
 
 class Checkpoint:
@@ -59,8 +59,9 @@ class Checkpoint:
             raise SecateurError(
                 f"{self.path}: cannot be read as a checkpoint ({error}); delete it to start that training again"
             ) from error
-        if settings != (now := _plain(phase)):
-            other = [f"{key}={settings.get(key)!r} (now {now[key]!r})" for key in now if settings.get(key) != now[key]]
+        had, now = ({**_defaults(phase), **each} for each in (settings, dataclasses.asdict(phase)))
+        if had != now:
+            other = [f"{key}={had.get(key)!r} (now {now[key]!r})" for key in now if had.get(key) != now[key]]
             raise SecateurError(
                 f"{self.path}: a checkpoint of a training with other settings: {', '.join(other) or 'fewer of them'}; "
                 "delete it to start again, or go on with the settings that it was made with"
@@ -77,8 +78,33 @@ class Checkpoint:
         if done % self.every and done != getattr(phase, "epochs", done):
             return
         with whole_or_not_at_all(self.path) as beside:
-            torch.save({"settings": _plain(phase), "state": dict(state)}, beside)
+            torch.save({"settings": beyond_defaults(phase), "state": dict(state)}, beside)
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    return dataclasses.asdict(settings)
+def beyond_defaults(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass, and of those in it, that are not at their defaults: a field that is added later, with
+    what was done before as its default, then leaves what was written before as it was.
+
+    Example:
+        >>> from secateur.recipes.train import Phase
+        >>> beyond_defaults(Phase("dense", epochs=2, batch=8, lr=0.1, seed=0))
+        {'name': 'dense', 'epochs': 2, 'batch': 8, 'lr': 0.1}
+    """  # noqa: D205
+    defaults = _defaults(settings)
+    found = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {
+        name: beyond_defaults(value) if dataclasses.is_dataclass(value) else value
+        for name, value in found.items()
+        if name not in defaults or value != defaults[name]
+    }
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """What the fields of a dataclass are unless told otherwise."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found

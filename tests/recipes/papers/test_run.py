@@ -56,7 +56,7 @@ def test_every_recipe_runs_to_a_record(experiment: str, name: str, method: str, 
     row = network(recipe.net)
     if row.pruned is not None:
         assert result.pruned == row.pruned(result.kept)
-    assert {"gated", "compact"} == set(result.step_ratio)
+    assert {"gated", "shrunk", "compact"} == set(result.step_ratio)
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(small_images: Images, tmp_path: Path):

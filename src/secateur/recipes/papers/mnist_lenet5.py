@@ -35,7 +35,7 @@ OURS = Recipe(
     methods={"hard-concrete": {}, "arm": {}, "ar": {}, "diffprune": {}, "diff-sparse": {}, "magnitude": {}},
     points=(Point(keep_params=0.0138), Point(keep_params=0.0049)),
     dense=Phase("dense", 20, batch=128, lr=1e-3, fused=True),
-    gated=Phase("gated", 20, batch=128, lr=1e-3, gate_lr=0.02, fused=True),
+    gated=Phase("gated", 20, batch=128, lr=1e-3, gate_lr=0.02, fused=True, checks=20),
     tuned=Phase("tuned", 30, batch=64, lr=2e-3, fused=True),
     dropout={"fc1": 0.25, "fc2": 0.5},
     distillation=Distillation(temperature=2.0, share=0.9),

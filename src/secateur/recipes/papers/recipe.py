@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import secateur as sc
 from secateur.errors import SecateurError
+from secateur.recipes.checkpoint import beyond_defaults
 from secateur.recipes.train import Phase
 
 __all__ = ["Distillation", "Job", "Point", "Recipe", "opened"]
@@ -150,8 +151,8 @@ class Recipe:
         return self.gated.epochs + (0 if self.tuned is None else self.tuned.epochs)
 
     def settings(self) -> dict[str, Any]:
-        """All of it as values that JSON can hold, without the choice of methods and points."""
-        content = dataclasses.asdict(self)
+        """What is not at its default, as values that JSON can hold, without the choice of methods and points."""
+        content = beyond_defaults(self)
         del content["points"], content["methods"]
         plain: dict[str, Any] = json.loads(json.dumps(content))
         return plain

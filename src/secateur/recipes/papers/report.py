@@ -171,6 +171,8 @@ def _described(recipe: Recipe) -> str:
     for whose, rates in (("the dense network", recipe.dropout), ("the others", recipe.noise)):
         if rates:
             parts.append(f"dropout of {whose} " + ", ".join(f"{rate:g} before {at}" for at, rate in rates.items()))
+    if recipe.gated.checks:
+        parts.append(f"units that stay closed are removed while gates train, at {recipe.gated.checks} checks")
     if recipe.gated.average:
         parts.append(f"parameters averaged with a memory of {recipe.gated.average:g}")
     return ", ".join(parts)

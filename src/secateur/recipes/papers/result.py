@@ -61,7 +61,8 @@ class Result:
         n_test: held-out images behind each error.
         epochs: by phase.
         seconds: wall time by phase of the epochs that this process trained.
-        step_ratio: time of a training step over that of the dense network's, by network, medians and quartiles.
+        step_ratio: time of a training step over that of the dense network's, medians and quartiles: with all gates,
+            with those that were left at the end (``shrunk``), and of the compact network.
         versions: of what it was found with.
     """
 

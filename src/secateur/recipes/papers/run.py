@@ -94,6 +94,8 @@ def run(job: Job, images: Images, work: Path, watch: Watch) -> tuple[Result, dic
     scratch = bench.made(fresh_compact(recipe.net, plan, job.seed))
     bench.train("scratch", scratch, taught)
 
+    # Another one with all of its units, for the time that a step took at the start.
+    whole = _attached(job, bench.made(fresh(recipe.net, job.seed)), images)
     row = network(recipe.net)
     kept = row.kept({name: tuple(tensor.shape) for name, tensor in small.state_dict().items()})
     one = images.x_test[:1]
@@ -126,7 +128,9 @@ def run(job: Job, images: Images, work: Path, watch: Watch) -> tuple[Result, dic
         n_test=len(images.y_test),
         epochs={name: len(epochs) for name, epochs in bench.epochs.items()},
         seconds=bench.seconds,
-        step_ratio=_ratios({"dense": dense, "compact": final}, gated, pruner, images, recipe.gated.batch, taught),
+        step_ratio=_ratios(
+            {"dense": dense, "compact": final}, {"gated": whole, "shrunk": pruner}, images, recipe.gated.batch, taught
+        ),
     )
     shutil.rmtree(own, ignore_errors=True)
     return result, bench.epochs
@@ -238,8 +242,7 @@ def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, f
 
 def _ratios(
     plain: dict[str, nn.Module],
-    gated: nn.Module,
-    pruner: Pruner,
+    gated: dict[str, Pruner],
     images: Images,
     batch: int,
     objective: Objective,
@@ -268,4 +271,5 @@ def _ratios(
         return step
 
     steps = {name: stepping(model, None) for name, model in plain.items()}
-    return step_ratios(steps | {"gated": stepping(gated, pruner)}, "dense", STEPS)
+    steps |= {name: stepping(pruner.model, pruner) for name, pruner in gated.items()}
+    return step_ratios(steps, "dense", STEPS)
