@@ -7,7 +7,8 @@ from torch import nn
 
 from secateur.errors import GateError
 from secateur.gates import ARM, DiffPrune, HardConcrete, Magnitude
-from secateur.pruning.rule import UNITS, Rule, choose
+from secateur.pruning.choose import UNITS, choose
+from secateur.pruning.rule import Rule
 from secateur.structure.groups import Group
 from secateur.structure.trace import trace
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tests.gated import DTYPE, ConvNet, conv_structure
 
 from secateur.budgets.costs import CostModel
-from secateur.pruning.rule import Rule, choose
+from secateur.pruning.choose import choose
+from secateur.pruning.rule import Rule
 from secateur.pruning.units import Units
 
 #: stem 4, inner 6, fc1 5 units; then fc1.inputs 36, fc2.inputs 5

@@ -9,9 +9,9 @@ from tests.gated import DTYPE, ConvNet, Mlp, conv_structure, images, mlp_structu
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.pruning.choose import choose
 from secateur.pruning.draws import live_of
 from secateur.pruning.gateset import extended
-from secateur.pruning.rule import choose
 
 METHODS = [sc.HardConcrete(init_open=0.6), sc.ARM(init_open=0.6), sc.DiffPrune(), sc.DifferentiableSparsification()]
 

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from secateur.errors import GateError
+from secateur.pruning.rule import ACTIVATIONS, Rule
 from secateur.structure.groups import Group, Member, Structure
 from secateur.structure.outputs import Output
 from secateur.structure.tensors import listed
 
-if TYPE_CHECKING:
-    from secateur.pruning.rule import Rule
+__all__ = ["Link", "activations", "candidates", "fitted", "module_of", "output_group", "output_of"]
 
-__all__ = ["KIND", "Link", "activations", "candidates", "fitted", "module_of", "output_group", "output_of"]
-
-#: The kind of these groups.
-KIND = "activations"
 _CALL = "()"
 
 
@@ -72,7 +68,7 @@ def output_group(module: str, units: Sequence[Sequence[int]] | Any, *, dim: int 
     if len(np.unique(rows)) < rows.size or rows.min() < 0:
         raise GateError(f"{label}: a position is negative or named twice")
     member = Member(f"{module}{_CALL}", dim, rows.astype(np.int64), consumer=False, carrier=False)
-    return Group(label, len(rows), (member,), kind=KIND)
+    return Group(label, len(rows), (member,), kind=ACTIVATIONS)
 
 
 def activations(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, ...]:
@@ -86,7 +82,7 @@ def activations(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Gro
     found: list[Group] = []
     problems: list[str] = []
     for path, module in model.named_modules():
-        if not path or not rule.takes(Group(f"{path}{_CALL}", 0, (), kind=KIND), module, path):
+        if not path or not rule.takes(Group(f"{path}{_CALL}", 0, (), kind=ACTIVATIONS), module, path):
             continue
         try:
             output = output_of(structure, path)
@@ -148,7 +144,7 @@ def candidates(structure: Structure, groups: Sequence[Group]) -> dict[str, Link]
     free = {group.name for group in structure.groups} - {group.name for group in groups}
     found: dict[str, Link] = {}
     for group in groups:
-        if group.kind != KIND:
+        if group.kind != ACTIVATIONS:
             continue
         (member,) = group.members
         for name, unit in output_of(structure, module_of(group)).units.get(member.dim, {}).items():

@@ -12,9 +12,10 @@ from secateur.budgets.budget import Budget, Penalty
 from secateur.budgets.costs import CostModel
 from secateur.errors import GateError
 from secateur.gates import Gate, Layout, Method
-from secateur.pruning.activations import KIND, module_of
+from secateur.pruning.activations import module_of
 from secateur.pruning.activity import ActivityL2
 from secateur.pruning.blocks import branch_of
+from secateur.pruning.choose import Chosen, choose, with_custom
 from secateur.pruning.draws import live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.loading import accept_dense_keys, refuse_dense_keys
@@ -22,7 +23,7 @@ from secateur.pruning.outputs import links, place_outputs
 from secateur.pruning.placement import gated_sites, maps_of, place, strip
 from secateur.pruning.probe import probe
 from secateur.pruning.pruner import Pruner
-from secateur.pruning.rule import Chosen, Rule, choose, with_custom
+from secateur.pruning.rule import ACTIVATIONS, Rule
 from secateur.pruning.units import Units
 from secateur.pruning.weights import columns
 from secateur.structure.example import Examples, as_examples
@@ -163,7 +164,7 @@ def _made(
     for one in chosen:
         weight = _weight(model, tensors, one.groups[0])
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        if one.method.uses_norms and any(group.kind == KIND for group in one.groups):
+        if one.method.uses_norms and any(group.kind == ACTIVATIONS for group in one.groups):
             raise GateError(
                 f"{type(one.method).__name__} looks at the norms of weights, and gates on activations have none: give "
                 "these units another method"
@@ -199,7 +200,7 @@ def _layout(one: Chosen) -> Layout:
 
 def _weight(model: nn.Module, tensors: Mapping[str, Tensor], group: Group) -> Tensor:
     """A tensor whose device and type gates of a group take: what they act on, or what is near it."""
-    if group.kind != KIND:
+    if group.kind != ACTIVATIONS:
         return tensors[group.gated[0].tensor]
     near = [*model.get_submodule(module_of(group)).parameters(), *model.parameters()]
     return next((tensor for tensor in near if tensor.is_floating_point()), torch.zeros(()))

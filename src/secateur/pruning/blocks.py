@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -17,11 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import GateError
+from secateur.pruning.rule import Rule
 from secateur.structure.groups import Axis, Group, Member, Structure, Term
 from secateur.structure.tensors import listed
-
-if TYPE_CHECKING:
-    from secateur.pruning.rule import Rule
 
 __all__ = ["blocks", "branch_of", "with_blocks"]
 

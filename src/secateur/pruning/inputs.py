@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import GateError
+from secateur.pruning.rule import Rule
 from secateur.structure.groups import Axis, Group, Member, Structure, Term
 from secateur.structure.tensors import listed
-
-if TYPE_CHECKING:
-    from secateur.pruning.rule import Rule
 
 __all__ = ["CONTRACTED", "input_group", "inputs", "layer_of", "owners", "refusal", "with_inputs"]
 

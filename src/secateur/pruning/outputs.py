@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map
 from secateur.compaction.mask import copied, mask
 from secateur.compaction.proof import redraw_
 from secateur.errors import GateError
-from secateur.pruning.activations import KIND, Link, candidates, module_of, output_of
+from secateur.pruning.activations import Link, candidates, module_of, output_of
 from secateur.pruning.draws import values, values_by_example
 from secateur.pruning.gateset import GateSet
+from secateur.pruning.rule import ACTIVATIONS
 from secateur.structure.example import Example
 from secateur.structure.groups import Group, Structure
 from secateur.structure.nested import tensors_in
@@ -122,7 +123,7 @@ def place_outputs(model: nn.Module, structure: Structure, gates: GateSet, rules:
         GateError: gates along two dimensions of one output, for a cut model multiplies along one.
     """
     dims: dict[str, int] = {}
-    for group in (group for groups in rules for group in groups if group.kind == KIND):
+    for group in (group for groups in rules for group in groups if group.kind == ACTIVATIONS):
         path, dim = module_of(group), group.members[0].dim
         if dims.setdefault(path, dim) != dim:
             raise GateError(
@@ -133,7 +134,7 @@ def place_outputs(model: nn.Module, structure: Structure, gates: GateSet, rules:
     for number, groups in enumerate(rules):
         total, offset = sum(group.size for group in groups), start
         for group in groups:
-            if group.kind == KIND:
+            if group.kind == ACTIVATIONS:
                 (member,) = group.members
                 output = output_of(structure, module_of(group))
                 local = np.full(output.shape[member.dim], total, dtype=np.int64)

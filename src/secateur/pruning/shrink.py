@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from secateur.compaction.compact import PLAN
 from secateur.compaction.mask import plan_of
 from secateur.errors import GateError
-from secateur.pruning.activations import KIND
 from secateur.pruning.draws import GATES, gates_of
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.placement import cut_maps, maps_of, regated
 from secateur.pruning.reading import read_all, read_only, settle
 from secateur.pruning.resize import check_free, check_resizable, check_unwrapped
+from secateur.pruning.rule import ACTIVATIONS
 from secateur.pruning.units import Units
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.groups import Cost, Group
@@ -279,7 +279,7 @@ def why_not(gates: GateSet, groups: Sequence[Group], *, l2_into_gates: bool) -> 
             "a method looks at norms of weights, to which closed units of other layers add, so what is left would not"
             " train alike; use a method without norms, or cut at the end by finalize"
         )
-    if outputs := [group.name for group in groups if group.kind == KIND]:
+    if outputs := [group.name for group in groups if group.kind == ACTIVATIONS]:
         return f"gates act on outputs ({listed(outputs)}), which a shrink does not follow; cut at the end by finalize"
     if l2_into_gates:
         return "ActivityL2(into_gates=True) reaches gates through rows of closed units too; switch that off"

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.gates import Layout, Method
-from secateur.pruning.activations import KIND, Link
+from secateur.pruning.activations import Link
 from secateur.pruning.blocks import with_blocks
+from secateur.pruning.choose import Chosen
 from secateur.pruning.gateset import extended
 from secateur.pruning.inputs import owners, with_inputs
-from secateur.pruning.rule import Chosen
+from secateur.pruning.rule import ACTIVATIONS
 from secateur.pruning.weights import Scalars, with_weights
 from secateur.structure.groups import Group, Keep, Structure
 from secateur.structure.rounding import rounded_keep
@@ -63,7 +64,7 @@ class Units:
         single = tuple(group for group in self.groups if group.kind == "weights")
         whole = tuple(group for group in self.groups if group.kind == "blocks")
         self.cuttable = with_blocks(with_inputs(structure, fine), whole)
-        free = tuple(group for group in self.groups if group.kind == KIND and group.name not in links)
+        free = tuple(group for group in self.groups if group.kind == ACTIVATIONS and group.name not in links)
         self.counted = with_weights(self.cuttable, single)
         self.counted = replace(self.counted, groups=(*self.counted.groups, *free))
         gates = Layout(tuple(group.size for group in self.groups))
@@ -87,7 +88,7 @@ class Units:
                 sources[0, starts[link.group] + link.units] = start + own
                 targets[start + own] = starts[link.group] + link.units
                 continue
-            if group.kind not in ("weights", KIND):
+            if group.kind not in ("weights", ACTIVATIONS):
                 sources[0, starts[group.name] + own] = start + own
             targets[start + own] = starts[group.name] + own
         #: for each coarse unit the one that owns it, itself where none does, (C,)
@@ -230,7 +231,7 @@ class Units:
         return {
             group.name: torch.nonzero(part).flatten()
             for group, part in self._parts(is_open.cpu())
-            if group.kind not in ("weights", KIND) and not bool(part.all())
+            if group.kind not in ("weights", ACTIVATIONS) and not bool(part.all())
         }
 
     def zero_closed_(self, plain: nn.Module, is_open: Tensor) -> None:
@@ -284,7 +285,7 @@ class Units:
         return {
             group.name: int((~part).sum())
             for group, part in self._parts(is_open)
-            if group.kind == KIND and not bool(part.all())
+            if group.kind == ACTIVATIONS and not bool(part.all())
         }
 
     def _parts(self, flat: Tensor) -> Iterator[tuple[Group, Tensor]]:

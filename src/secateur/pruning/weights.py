@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,11 +22,9 @@ from torch import Tensor, nn
 
 from secateur.errors import GateError
 from secateur.pruning.inputs import input_group, refusal
+from secateur.pruning.rule import Rule
 from secateur.structure.groups import FLAT, Axis, Group, Member, Structure, Term
 from secateur.structure.tensors import listed, slots_of
-
-if TYPE_CHECKING:
-    from secateur.pruning.rule import Rule
 
 __all__ = ["Scalars", "columns", "weights", "with_weights"]
 
