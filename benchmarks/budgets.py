@@ -26,7 +26,8 @@ import torch
 import secateur as sc
 from secateur.budgets.costs import CostModel
 from secateur.errors import SecateurError
-from secateur.recipes.data import Images, load
+from secateur.recipes.data import load
+from secateur.recipes.images import Images
 from secateur.recipes.measure import accuracy
 from secateur.recipes.record import write_text
 from secateur.recipes.settings import Settings

@@ -9,7 +9,8 @@ import torch
 import secateur as sc
 from secateur.recipes import compare as room
 from secateur.recipes.compare import DENSE, Comparison, compare, page, table_rows
-from secateur.recipes.data import Images, digits
+from secateur.recipes.data import digits
+from secateur.recipes.images import Images
 
 ASKED = Comparison("digits", "resnet-7", ("hard-concrete", "arm"), (0, 1), keep_params=0.3, epochs=2)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.recipes.checkpoint import Checkpoint
-from secateur.recipes.data import Images
+from secateur.recipes.images import Images
 from secateur.recipes.train import Epoch, Objective, Phase, train
 
 

@@ -12,7 +12,7 @@ from secateur.cli.refusals import check_place, errors, plain_endings
 from secateur.errors import SecateurError
 
 if TYPE_CHECKING:
-    from secateur.recipes.data import Images
+    from secateur.recipes.images import Images
     from secateur.recipes.papers.recipe import Job, Recipe
 
 __all__ = ["reproduce"]

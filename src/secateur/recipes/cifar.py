@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur.errors import SecateurError
-from secateur.recipes.data import Images
+from secateur.recipes.images import Images
 
 __all__ = ["BINARY", "SHEETS", "cifar10"]
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.pruning.pruner import Pruner
-from secateur.recipes.data import Images, digits
+from secateur.recipes.data import digits
+from secateur.recipes.images import Images
 from secateur.recipes.measure import Latency, accuracy, largest_difference, n_macs, n_params, step_ratios
 from secateur.recipes.resume import keep, kept
 from secateur.recipes.settings import Settings

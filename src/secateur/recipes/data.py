@@ -11,7 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.errors import SecateurError
+from secateur.recipes.cifar import cifar10
+from secateur.recipes.images import Images
 
-__all__ = ["DATA_SETS", "DataSet", "Images", "batches", "digits", "folds", "load", "mnist", "n_batches", "read_idx"]
+__all__ = ["DATA_SETS", "DataSet", "batches", "digits", "folds", "load", "mnist", "n_batches", "read_idx"]
 
 #: The four files of MNIST, as published: name without ``.gz`` -> number of dimensions.
 MNIST_FILES: Mapping[str, int] = {
@@ -34,33 +36,6 @@ MNIST_FILES: Mapping[str, int] = {
 IDX_UBYTE = 0x08
 #: Quarters of the digits, of which one (450 of 1,797) is the test set of the fixed split.
 DIGITS_QUARTERS = 4
-
-
-@dataclass(frozen=True)
-class Images:
-    """A labelled image set, already split.
-
-    Args:
-        name: the data set's name in ``DATA_SETS``.
-        x: training images, float32 ``(B, C, H, W)``, standardised by the training pixels' mean and deviation.
-        y: training labels, int64 ``(B,)``.
-        x_test: test images, standardised by the same two numbers.
-        y_test: test labels.
-        classes: number of classes; labels lie in ``[0, classes)``.
-    """
-
-    name: str
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    classes: int = 10
-
-    def to(self, device: torch.device | str) -> Images:
-        """The same set with all four tensors on ``device``."""
-        return replace(
-            self, x=self.x.to(device), y=self.y.to(device), x_test=self.x_test.to(device), y_test=self.y_test.to(device)
-        )
 
 
 def _standardised(name: str, x: NDArray[np.uint8], y: NDArray[np.int64], test: NDArray[np.bool_]) -> Images:
@@ -236,8 +211,6 @@ def _mnist(directory: Path | None) -> Images:
 
 
 def _cifar10(directory: Path | None) -> Images:
-    from secateur.recipes.cifar import cifar10
-
     return cifar10(directory)
 
 

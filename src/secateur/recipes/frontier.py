@@ -23,7 +23,8 @@ import secateur as sc
 from secateur.errors import SecateurError
 from secateur.pruning.pruner import Pruner
 from secateur.recipes.checkpoint import Checkpoint
-from secateur.recipes.data import Images, load
+from secateur.recipes.data import load
+from secateur.recipes.images import Images
 from secateur.recipes.jobs import Job
 from secateur.recipes.measure import Latency, accuracy, largest_difference, latencies, n_bytes, n_macs, n_params
 from secateur.recipes.resume import keep, kept

@@ -13,7 +13,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import SecateurError
-from secateur.recipes.data import Images
+from secateur.recipes.images import Images
 from secateur.recipes.measure import (
     Latency,
     accuracy,

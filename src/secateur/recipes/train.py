@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from secateur.pruning.pruner import Pruner
 from secateur.recipes.average import Average
 from secateur.recipes.checkpoint import Checkpoint
-from secateur.recipes.data import Images, batches, n_batches
+from secateur.recipes.data import batches, n_batches
+from secateur.recipes.images import Images
 from secateur.structure.groups import Cost
 
 __all__ = ["Epoch", "Objective", "Phase", "Watch", "cross_entropy", "train"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.recipes.data import Images
+from secateur.recipes.images import Images
 
 
 def squares(shape: tuple[int, int, int], n: int = 240, n_test: int = 60) -> Images:

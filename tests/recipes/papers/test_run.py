@@ -8,7 +8,8 @@ import torch
 from tests.recipes.papers.conftest import squares
 
 from secateur.errors import SecateurError
-from secateur.recipes.data import DATA_SETS, Images
+from secateur.recipes.data import DATA_SETS
+from secateur.recipes.images import Images
 from secateur.recipes.networks import network
 from secateur.recipes.papers.experiments import EXPERIMENTS, recipe_of
 from secateur.recipes.papers.recipe import Job

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.pruning.placement import gated_sites
 from secateur.pruning.pruner import Pruner
-from secateur.recipes.data import Images
+from secateur.recipes.images import Images
 from secateur.recipes.papers.recipe import Distillation, Recipe
 from secateur.recipes.train import Objective
 from secateur.structure.tensors import named_tensors

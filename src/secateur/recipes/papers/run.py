@@ -16,7 +16,8 @@ import secateur as sc
 from secateur.errors import SecateurError
 from secateur.pruning.pruner import Pruner
 from secateur.recipes.checkpoint import Checkpoint
-from secateur.recipes.data import Images, folds
+from secateur.recipes.data import folds
+from secateur.recipes.images import Images
 from secateur.recipes.measure import Latency, accuracy, n_macs, n_params, step_ratios
 from secateur.recipes.networks import network
 from secateur.recipes.papers.objectives import l0_penalty, learning, soft_targets
