@@ -199,3 +199,15 @@ def test_checks_are_spread_evenly():
     phase = Phase("gated", 2, 10, 0.01, checks=3)
     assert [step for step in range(1, phase.steps(60) + 1) if phase.is_check(step, 60)] == [4, 8, 12]
     assert not any(Phase("gated", 2, 10, 0.01).is_check(step, 60) for step in range(1, 13))
+
+
+def test_a_checkpoint_that_knows_less_of_an_epoch_is_gone_on_from(images: Images, tmp_path: Path):
+    phase, path = Phase("dense", epochs=3, batch=20, lr=0.02), tmp_path / "run.pt"
+    whole = train(net(), images, phase, lambda epoch: None, checkpoint=Checkpoint(path))
+    content = torch.load(path, weights_only=True)
+    content["state"]["epochs"] = [
+        {key: value for key, value in row.items() if key not in {"left", "step_ms"}}
+        for row in content["state"]["epochs"]
+    ]
+    torch.save(content, path)
+    assert train(net(), images, phase, lambda epoch: None, checkpoint=Checkpoint(path)) == whole

@@ -313,5 +313,6 @@ def _plain(epoch: Epoch) -> dict[str, Any]:
 
 
 def _epoch(phase: Phase, row: Mapping[str, Any]) -> Epoch:
-    costs: dict[str, Any] = {kind: None if row[kind] is None else Cost(*row[kind]) for kind in _COSTS}
-    return Epoch(phase, **{key: row[key] for key in _NUMBERS}, **costs)
+    """The epoch again; what an older checkpoint does not tell is as by default."""
+    costs: dict[str, Any] = {kind: Cost(*row[kind]) for kind in _COSTS if row.get(kind) is not None}
+    return Epoch(phase, **{key: row[key] for key in _NUMBERS if key in row}, **costs)
