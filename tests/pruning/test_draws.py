@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from secateur.gates import ARM, DifferentiableSparsification, DiffPrune, HardConcrete, Method
-from secateur.pruning.draws import Draw, gates_of, live_of, values
+from secateur.pruning.draw import Draw
+from secateur.pruning.draws import gates_of, live_of, values
 from secateur.pruning.gateset import extended
 
 METHODS = [

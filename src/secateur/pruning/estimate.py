@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from secateur.errors import GateError
 from secateur.gates.gate import Gate, ScoreFunction
-from secateur.pruning.draws import Draw, Live, gates_of, live_of
+from secateur.pruning.draw import Draw
+from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.placement import ConsumerGate
 

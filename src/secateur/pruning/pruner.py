@@ -18,7 +18,8 @@ from secateur.budgets.costs import CostModel
 from secateur.compaction.compact import cut_of
 from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2, activity
-from secateur.pruning.draws import Draw, Live, gates_of, live_of
+from secateur.pruning.draw import Draw
+from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, Credit, task_loss
 from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, with_multipliers_
 from secateur.pruning.gateset import GateSet

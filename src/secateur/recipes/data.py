@@ -210,15 +210,11 @@ def _mnist(directory: Path | None) -> Images:
     return mnist(directory)
 
 
-def _cifar10(directory: Path | None) -> Images:
-    return cifar10(directory)
-
-
 #: Every data set by name. A new one is one row here.
 DATA_SETS: Mapping[str, DataSet] = {
     "digits": DataSet((1, 8, 8), lambda directory: digits(), needs_directory=False),
     "mnist": DataSet((1, 28, 28), _mnist, needs_directory=True),
-    "cifar10": DataSet((3, 32, 32), _cifar10, needs_directory=True),
+    "cifar10": DataSet((3, 32, 32), cifar10, needs_directory=True),
 }
 
 
