@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from secateur.structure.fakes import fake, fake_of, fake_result, quick_operators
-from secateur.structure.operators import operator_of
+from secateur.structure.operators import operator_of, tensors_among
 
 Call = Callable[..., Any]
 
@@ -28,7 +28,7 @@ class _Compared(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         values = operator_of(func).bound(args, kwargs or {})
-        quick = fake_result(self.mode, func, values, args, kwargs or {})
+        quick = fake_result(self.mode, func, values, tensors_among(values.values()), args, kwargs or {})
         slow = func(*args, **(kwargs or {}))
         if quick is not NotImplemented:
             self.seen.add(func)
@@ -155,7 +155,8 @@ def test_known_values_and_several_devices_are_left_to_the_mode() -> None:
 
 
 def _quick(mode: FakeTensorMode, func: Any, *args: Any) -> Any:
-    return fake_result(mode, func, operator_of(func).bound(args, {}), args, {})
+    values = operator_of(func).bound(args, {})
+    return fake_result(mode, func, values, tensors_among(values.values()), args, {})
 
 
 def test_every_quick_operator_is_a_plain_one() -> None:

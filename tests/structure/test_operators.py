@@ -48,11 +48,11 @@ def test_pointwise_operators_have_a_rule_and_unknown_ones_none() -> None:
 
 def test_types_are_checked_as_real_tensors_would() -> None:
     mm, embedding = operator_of(aten.mm.default), operator_of(aten.embedding.default)
-    mm.check_types({"self": torch.zeros(2, 2), "mat2": torch.zeros(2, 2)})
+    mm.check_types(given := {"self": torch.zeros(2, 2), "mat2": torch.zeros(2, 2)}, [*given.values()])
     with pytest.raises(TypeError, match="float32 and float64"):
-        mm.check_types({"self": torch.zeros(2, 2), "mat2": torch.zeros(2, 2).double()})
+        mm.check_types(given := {"self": torch.zeros(2, 2), "mat2": torch.zeros(2, 2).double()}, [*given.values()])
     with pytest.raises(TypeError, match="indices of dtype int64 or int32"):
-        embedding.check_types({"weight": torch.zeros(2, 2), "indices": torch.zeros(2)})
+        embedding.check_types(given := {"weight": torch.zeros(2, 2), "indices": torch.zeros(2)}, [*given.values()])
 
 
 def test_tensors_are_found_in_lists_too() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import secateur as sc
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Factor, Label
 from secateur.structure.record import Leaving, Recorder, watch
@@ -184,3 +185,27 @@ def test_labels_of_living_tensors_are_found_and_dead_ones_are_not() -> None:
     labelled(one, torch.rand(4), 0)
     assert len(one.alive(besides=frozenset())) == 1
     assert one.alive(besides={id(kept)}) == []
+
+
+class Compiled(nn.Module):
+    """A network that compiled a function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.between = torch.compile(_between, backend="eager", fullgraph=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One hidden layer."""
+        return self.second(self.between(self.first(x)))
+
+
+def _between(h: Tensor) -> Tensor:
+    return torch.relu(h) * 2 + torch.tanh(h)
+
+
+def test_what_a_model_compiled_is_traced_as_written_and_nothing_is_compiled() -> None:
+    counted = torch._dynamo.utils.counters["frames"]
+    before = dict(counted)
+    assert sc.trace(Compiled(), (torch.zeros(3, 4),)).group("first").size == 8
+    assert dict(counted) == before

@@ -14,7 +14,7 @@ Sums that a module makes within itself are found where a module inside it is the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -82,35 +82,30 @@ class Branches:
         way_back = {
             call.returned: call.taken for call in self._calls if not call.products and call.returned != call.taken
         }
+        made_by: dict[int, list[_Call]] = {}
+        # Calls end from the inside out, so that the last is the outermost.
+        for call in reversed(self._calls):
+            if call.products and call.alike and often[call.module] == 1:
+                made_by.setdefault(call.returned, []).append(call)
         seen: set[int] = set()
         for branch, stream in [pair for a, b in self._sums for pair in ((b, a), (a, b))]:
-            # Calls end from the inside out, so that the last is the outermost.
-            for call in reversed(self._calls):
-                fits = call.returned == branch and call.products and call.alike and often[call.module] == 1
-                if fits and branch not in seen and self._reaches(call.taken, self._parts(stream), way_back):
+            for call in made_by.get(branch, ()):
+                if branch not in seen and self._holds(stream, _origins(call.taken, way_back)):
                     seen.add(branch)
                     yield call.module
 
-    def _parts(self, stream: int) -> set[int]:
-        """A tensor, and all that it is a sum of."""
-        parts: set[int] = set()
+    def _holds(self, stream: int, origins: set[int]) -> bool:
+        """Whether a tensor is one of some, or a sum that one of these is part of."""
+        seen: set[int] = set()
         left = [stream]
         while left:
             one = left.pop()
-            if one not in parts:
-                parts.add(one)
+            if one in origins:
+                return True
+            if one not in seen:
+                seen.add(one)
                 left += self._summands.get(one, ())
-        return parts
-
-    @staticmethod
-    def _reaches(taken: int, parts: set[int], way_back: dict[int, int]) -> bool:
-        seen: set[int] = set()
-        while taken not in parts:
-            if taken in seen or taken not in way_back:
-                return False
-            seen.add(taken)
-            taken = way_back[taken]
-        return True
+        return False
 
     def _number(self, tensor: torch.Tensor) -> int:
         known = self._numbers.get(tensor)
@@ -118,3 +113,12 @@ class Branches:
             self._made += 1
             known = self._numbers[tensor] = self._made
         return known
+
+
+def _origins(taken: int, way_back: Mapping[int, int]) -> set[int]:
+    """A tensor, and what it was made of by modules without products."""
+    origins: set[int] = set()
+    while taken not in origins:
+        origins.add(taken)
+        taken = way_back.get(taken, taken)
+    return origins

@@ -16,8 +16,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from secateur.structure.operators import tensors_among
-
 __all__ = ["fake", "fake_of", "fake_result", "quick_operators"]
 
 #: Shape, strides and dtype of a result.
@@ -67,15 +65,29 @@ def fake_of(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def fake_result(
-    mode: FakeTensorMode, func: Any, values: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    mode: FakeTensorMode,
+    func: Any,
+    values: Mapping[str, Any],
+    tensors: Sequence[torch.Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Any:
-    """What an operator returns on fake tensors; NotImplemented where that is not plain."""
+    """What an operator returns on fake tensors; NotImplemented where that is not plain.
+
+    Args:
+        mode: of the tensors.
+        func: the operator overload.
+        values: its arguments by name.
+        tensors: those among them.
+        args: the arguments as they were given.
+        kwargs: those that were given by name.
+    """
     if func is _EMPTY:
         return _empty(mode, values)
-    form = _FORMS.get(func)
-    if form is None and func not in _VIEWS:
+    form = _by_identity().get(id(func), NotImplemented)
+    if form is NotImplemented:
         return NotImplemented
-    device = _common_device(values)
+    device = _common_device(tensors)
     if device is None:
         return NotImplemented
     if form is None:
@@ -94,10 +106,10 @@ def fake_result(
     return fake(mode, *found, device) if isinstance(found, tuple) else tuple(fake(mode, *one, device) for one in found)
 
 
-def _common_device(values: Mapping[str, Any]) -> torch.device | None:
-    """The device of all tensors among some arguments; None where there is no such, or one has known values."""
+def _common_device(tensors: Sequence[torch.Tensor]) -> torch.device | None:
+    """The device of some tensors; None where there is no such, or one has known values."""
     device: torch.device | None = None
-    for tensor in tensors_among(values.values()):
+    for tensor in tensors:
         if type(tensor) is not FakeTensor or tensor.constant is not None or tensor.layout != torch.strided:
             return None
         if device is not None and tensor.fake_device != device:
@@ -123,6 +135,14 @@ _VIEWS = frozenset(
     }
 )
 _EMPTY = _aten.empty.memory_format
+
+
+@functools.cache
+def _by_identity() -> dict[int, _Formed | None]:
+    """The forms of operators by identity, for their hash is Python; None for views."""
+    return {**{id(func): None for func in _VIEWS}, **{id(func): form for func, form in _FORMS.items()}}
+
+
 _FORMS: dict[Any, _Formed] = {}
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,31 +27,32 @@ class Operator:
     """An operator overload.
 
     Args:
+        func: itself.
         name: as `operator_name` gives it.
         namespace: of its library.
         entry: its rule; None where it has none.
         arguments: names, in the order of the schema, each with whether a value of it is compared.
+        names: these alone.
         defaults: of arguments that have one.
         written: arguments that it writes to, though not by moving their dimensions in place.
         mutable: whether it writes to any argument.
     """
 
+    func: Any
     name: str
     namespace: str
     entry: RuleEntry | None
     arguments: tuple[tuple[str, bool], ...]
+    names: tuple[str, ...]
     defaults: Mapping[str, Any]
     written: tuple[str, ...]
     mutable: bool
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by schema name, defaults filled in."""
-        values: dict[str, Any] = {}
-        n = len(args)
-        for position, (name, _) in enumerate(self.arguments):
-            if position < n:
-                values[name] = args[position]
-            elif name in kwargs:
+        values = dict(zip(self.names, args, strict=False))
+        for name in self.names[len(args) :]:
+            if name in kwargs:
                 values[name] = kwargs[name]
             elif name in self.defaults:
                 values[name] = self.defaults[name]
@@ -75,10 +75,10 @@ class Operator:
             kept.append((name, str(given) if isinstance(given, torch.dtype) else given))
         return tuple(kept)
 
-    def check_types(self, values: Mapping[str, Any]) -> None:
+    def check_types(self, values: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> None:
         """Raise what real tensors of these types would raise."""
         if self.name in _ONE_TYPE:
-            types = {tensor.dtype for tensor in tensors_among(values.values())}
+            types = {tensor.dtype for tensor in tensors}
             if len(types) > 1:
                 listed = " and ".join(sorted(str(one).removeprefix("torch.") for one in types))
                 raise TypeError(f"{self.name} takes tensors of one dtype, got {listed}")
@@ -86,9 +86,19 @@ class Operator:
             raise TypeError(f"embedding takes indices of dtype int64 or int32, got {values['indices'].dtype}")
 
 
-@functools.cache
+#: By identity, for an overload's own hash is Python and asked for several times a call; `Operator` keeps it alive.
+_KNOWN: dict[int, Operator] = {}
+
+
 def operator_of(func: Any) -> Operator:
     """What is known of an operator overload."""
+    known = _KNOWN.get(id(func))
+    if known is None:
+        known = _KNOWN[id(func)] = _read(func)
+    return known
+
+
+def _read(func: Any) -> Operator:
     schema = func._schema
     name = operator_name(func)
     entry = entry_for(func)
@@ -96,23 +106,27 @@ def operator_of(func: Any) -> Operator:
         entry = RuleEntry(pointwise_rule, sizes=False)
     written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     return Operator(
+        func=func,
         name=name,
         namespace=func.namespace,
         entry=entry,
         arguments=tuple((a.name, a.name not in _STORAGE and (name, a.name) not in _FOLLOWS) for a in schema.arguments),
+        names=tuple(a.name for a in schema.arguments),
         defaults={a.name: a.default_value for a in schema.arguments if a.has_default_value()},
         written=() if torch.Tag.inplace_view in func.tags else tuple(written),
         mutable=schema.is_mutable,
     )
 
 
-def tensors_among(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_among(values: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors among some arguments or results, and in lists among these."""
+    found: list[torch.Tensor] = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from (item for item in value if isinstance(item, torch.Tensor))
+            found += [item for item in value if isinstance(item, torch.Tensor)]
+    return found
 
 
 def _integral(value: Any) -> bool:

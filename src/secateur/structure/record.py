@@ -29,7 +29,7 @@ __all__ = ["Entry", "Leaving", "Recorder", "watch"]
 _MAX_CONSTANT = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """One executed operator.
 
@@ -58,8 +58,8 @@ class Recorder(TorchDispatchMode):
         on_entry: called with each entry and its position; may raise to end the run.
         entries: the record so far.
         stack: qualified names of the modules in execution, kept by hooks of ``watch``.
-        returned: the label of what the first call of each module returned, where that is one tensor.
-        branches: notes which modules are residual branches.
+        returned: the label of what the first call of each module returned, where that is one tensor; with ``branches``.
+        branches: notes which modules are residual branches, where that is wanted.
         read: identities of all tensors that an operator took.
     """
 
@@ -69,7 +69,7 @@ class Recorder(TorchDispatchMode):
     entries: list[Entry] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
     returned: dict[str, Label] = field(default_factory=dict)
-    branches: Branches = field(default_factory=Branches)
+    branches: Branches | None = None
     read: set[int] = field(default_factory=set)
     _labels: Labelled = field(default_factory=Labelled)
 
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # What keeps a compiler out costs as much as the rest of a call, and none is at work here.
+        # `run` keeps compilers out once; to do so at each operator costs as much as the rest of a call.
         return False
 
     @property
@@ -96,36 +96,38 @@ class Recorder(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         values = operator.bound(args, kwargs)
-        tensors = list(tensors_among(values.values()))
+        tensors = tensors_among(values.values())
         inputs = tuple([self.label(tensor) for tensor in tensors])
         self.read.update(map(id, tensors))
-        out = self._executed(func, operator, values, args, kwargs)
-        self.branches.ran(operator.name, tensors, out)
-        outputs = [out] if isinstance(out, torch.Tensor) else list(tensors_among(tree_leaves(out)))
+        operator.check_types(values, tensors)
+        out = NotImplemented
+        if self.fake_mode is not None:
+            out = fake_result(self.fake_mode, func, values, tensors, args, kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
+        if self.branches is not None:
+            self.branches.ran(operator.name, tensors, out)
+        outputs = [out] if isinstance(out, torch.Tensor) else tensors_among(tree_leaves(out))
         self._at(operator.name)
         if not outputs:
             if operator.namespace != "prim" and operator.name not in _HARMLESS:
                 self.rulings.freeze(inputs, f"is read out of the model as a number ({operator.name})")
             return out
-        call = Call(func, values, outputs, self.label)
+        call = Call(func, operator.name, values, outputs, self.label)
         ruling = self.rulings.on(operator, call, inputs)
         self._keep(operator.name, ruling, inputs, call)
         self._label(operator, values, outputs, ruling.labels)
         return out
 
-    def _executed(self, func: Any, operator: Operator, values: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
-        operator.check_types(values)
-        if self.fake_mode is not None:
-            out = fake_result(self.fake_mode, func, values, args, kwargs)
-            if out is not NotImplemented:
-                return out
-        return func(*args, **kwargs)
-
     def _label(
         self, operator: Operator, values: Mapping[str, Any], outputs: list[torch.Tensor], labels: Sequence[Label]
     ) -> None:
         """Label what an operator returned and what it wrote to."""
-        mutated = list(tensors_among([values.get(name) for name in operator.written]))
+        if not operator.written:
+            for tensor, label in zip(outputs, labels, strict=True):
+                self._labels[tensor] = label
+            return
+        mutated = tensors_among([values.get(name) for name in operator.written])
         for tensor, label in zip(outputs, labels, strict=True):
             if any(tensor is changed for changed in mutated):
                 self._write(tensor, label)
@@ -212,7 +214,7 @@ class Recorder(TorchDispatchMode):
 
     def _decomposed(self, func: Any, operator: Operator, args: Any, kwargs: Any) -> Any:
         """Run an operator without a rule as the simpler ones it is made of; NotImplemented where it has none."""
-        if operator.namespace == "prim" or not any(True for _ in tensors_among(tree_leaves((args, kwargs)))):
+        if operator.namespace == "prim" or not tensors_among(tree_leaves((args, kwargs))):
             return NotImplemented
         with self:
             composite = func.decompose(*args, **kwargs)
@@ -288,12 +290,15 @@ def watch(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
             def enter(_module: nn.Module, _args: Any, _kwargs: Any = None, *, _name: str = name) -> None:
                 recorder.stack.append(_name)
-                recorder.branches.entered(_name, _args, _kwargs or {})
+                if recorder.branches is not None:
+                    recorder.branches.entered(_name, _args, _kwargs or {})
 
             def leave(_module: nn.Module, _args: Any, _out: Any, *, _name: str = name) -> None:
-                recorder.branches.left(_name, _out)
                 while recorder.stack and recorder.stack.pop() != _name:
                     pass
+                if recorder.branches is None:
+                    return
+                recorder.branches.left(_name, _out)
                 if isinstance(_out, torch.Tensor):
                     recorder.returned.setdefault(_name, recorder.label(_out))
 

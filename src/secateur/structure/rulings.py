@@ -66,7 +66,7 @@ class Rulings:
     def on(self, operator: Operator, call: Call, inputs: tuple[Label, ...]) -> Ruling:
         """Apply the operator's rule, or say again what it said."""
         coupling = self.coupling
-        key = _key(call, inputs)
+        key = _key(operator, call, inputs)
         known = self._made.get(key) if key is not None else None
         if known is not None and not (coupling.count_products and known.products is None):
             if coupling.count_products and known.products:
@@ -106,15 +106,15 @@ class Rulings:
                 self.coupling.freeze(factor.ids, reason)
 
 
-def _key(call: Call, inputs: tuple[Label, ...]) -> Any:
+def _key(operator: Operator, call: Call, inputs: tuple[Label, ...]) -> Any:
     """All that a rule looks at; None where it looks at more, or there is no tensor that it could know again."""
     if not inputs or call.name in _LOOK_CLOSER:
         return None
     key = (
-        call.func,
+        operator,
         inputs,
         tuple([_plain(value) for value in call.values.values()]),
-        tuple([tuple(tensor.shape) for tensor in call.outputs]),
+        tuple([tensor.shape for tensor in call.outputs]),
     )
     try:
         hash(key)

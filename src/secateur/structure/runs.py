@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
+from secateur.structure.branches import Branches
 from secateur.structure.copies import fake_copy
 from secateur.structure.example import Example
 from secateur.structure.ids import Label
@@ -55,8 +56,8 @@ class Run:
         outputs: labels of the tensors that it returned.
         escaped: labels of tensors that outlived it in another way.
         read: names of the parameters and buffers that it read.
-        returned: labels of what the modules returned.
-        branches: paths of its residual branches.
+        returned: labels of what the modules returned, where calls were noted.
+        branches: paths of its residual branches, where calls were noted.
     """
 
     entries: list[Entry]
@@ -88,6 +89,7 @@ def run(
     rulings: Rulings,
     norms: Mapping[str, RmsNorm],
     *,
+    calls: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
     on_entry: Callable[[int, Entry], None] | None = None,
 ) -> Run:
@@ -99,6 +101,7 @@ def run(
         labels: label of each parameter and buffer, after ``prepare``.
         rulings: the rules, and where they write; the same for all runs with these labels.
         norms: its RMSNorm layers.
+        calls: whether to note what modules return, and which of them are residual branches.
         prepare: changes the copy before it runs (the trial cuts it).
         on_entry: called with each recorded operator; may raise to end the run.
 
@@ -112,7 +115,7 @@ def run(
         prepare(twin)
     as_one_operator(twin, norms)
     twin.train(setting.training)
-    recorder = Recorder(rulings, mode, on_entry)
+    recorder = Recorder(rulings, mode, on_entry, branches=Branches() if calls else None)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in distinct_tensors(twin).items():
         tensors[name] = tensor
@@ -130,7 +133,8 @@ def run(
 
     args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
-    with watch(twin, recorder), _quiet():
+    # What a model compiled by itself runs as it was written, or a compiler would compile the recorder.
+    with watch(twin, recorder), _quiet(), torch.compiler.set_stance("force_eager"):
         try:
             with Leaving(recorder) if mode is None else mode, recorder:
                 out = twin(*args, **kwargs)
@@ -149,7 +153,8 @@ def run(
     read = frozenset(name for name, tensor in tensors.items() if id(tensor) in recorder.read)
     del out, returned, args, kwargs
     escaped = recorder.alive(besides=known) if rulings.coupling.recording else []
-    return Run(recorder.entries, outputs, escaped, read, recorder.returned, tuple(recorder.branches.found()))
+    branches = () if recorder.branches is None else tuple(recorder.branches.found())
+    return Run(recorder.entries, outputs, escaped, read, recorder.returned, branches)
 
 
 @contextmanager

@@ -8,7 +8,9 @@ survive that is frozen (``trial``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -58,7 +60,23 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
         8
     """
     _check(model)
-    calls = as_examples(examples)
+    with _collector_at_rest():
+        return _traced(model, as_examples(examples))
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """No garbage collection by the way: a trace makes many objects that stay, and a full search costs as much as it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
     coupling = Coupling()
     sites = Sites.of(model, coupling)
     _freeze_computed(model, coupling, sites)
@@ -115,7 +133,7 @@ def _record(
             try:
                 try:
                     setting = Setting(example, training, fake)
-                    one = run(model, setting, labels, rulings, norms)
+                    one = run(model, setting, labels, rulings, norms, calls=not recorded)
                 except RunFailure as failure:
                     if not fake or (training and recorded) or _on_meta(model):
                         raise
@@ -123,7 +141,7 @@ def _record(
                     if coupling.count_products:
                         coupling.products.clear()
                     setting = Setting(example, training, fake)
-                    one = run(model, setting, labels, rulings, norms)
+                    one = run(model, setting, labels, rulings, norms, calls=not recorded)
                     notes.append(
                         "the model does not run on fake tensors, so it was traced on the examples themselves, and "
                         f"another path for other values is not covered ({type(failure.error).__name__})"

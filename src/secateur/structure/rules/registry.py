@@ -56,6 +56,7 @@ class Call:
 
     Args:
         func: the operator overload.
+        name: the operator's, as `operator_name` gives it.
         values: every argument by its schema name, defaults filled in.
         outputs: the tensors that it returned.
         label_of: gives the label of any tensor.
@@ -64,20 +65,17 @@ class Call:
     def __init__(
         self,
         func: Any,
+        name: str,
         values: dict[str, Any],
         outputs: list[torch.Tensor],
         label_of: Callable[[torch.Tensor], Label],
     ) -> None:
         self.func = func
+        self.name = name
         self.values = values
         self.outputs = outputs
         self.numbers: list[int] = []
         self._label_of = label_of
-
-    @property
-    def name(self) -> str:
-        """The operator's name without namespace ``aten`` and without the in-place underscore."""
-        return operator_name(self.func)
 
     @property
     def shape(self) -> tuple[int, ...]:
