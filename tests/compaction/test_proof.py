@@ -317,3 +317,57 @@ def test_rescaled_weights_may_be_rounded_in_their_own_dtype_but_not_be_wrong(dty
     small[1].eps = 1e-5
     with pytest.raises(CompactionError, match="differs"):
         prove(net, small, structure, keep, (x,))
+
+
+class NearlyEqual(nn.Module):
+    """BatchNorm over rows that differ in their last digits alone, with next to no eps: all of it is rounding."""
+
+    def __init__(self, apart: float) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 64), nn.Linear(64, 5), nn.Linear(5, 2)
+        self.norm = nn.BatchNorm1d(5, eps=1e-300)
+        self.apart = apart
+
+    def out(self, x: Tensor) -> Tensor:
+        return self.third(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        rows = torch.linspace(1, 2, len(h), dtype=h.dtype, device=h.device)[:, None]
+        h = self.second(h[:1] * (1 + self.apart * rows**2))
+        return self.out(self.norm(h))
+
+
+class Off(NearlyEqual):
+    def out(self, x: Tensor) -> Tensor:
+        return super().out(x) * (1.05 if self.training else 1.0)
+
+
+def nearly_equal(apart: float, kind: type[NearlyEqual] = NearlyEqual):
+    torch.manual_seed(0)
+    net = NearlyEqual(apart).double()
+    x = torch.randn(8, 4, dtype=torch.float64)
+    structure = trace(net, (x,))
+    keep = {"first": torch.arange(0, 64, 3)}
+    small = compact(net, structure, keep)
+    small.__class__ = kind
+    return prove(net, small, structure, keep, (x,))
+
+
+def test_rounding_that_the_dense_model_enlarges_itself_is_granted_in_training_mode():
+    proof = nearly_equal(1e-8)
+    assert TOLERANCE < proof.relative < 1e-4
+    assert len(proof.checked) == 5
+    assert not proof.skipped
+
+
+def test_what_is_wrong_is_found_in_an_ill_conditioned_model_as_well():
+    with pytest.raises(CompactionError, match=r"in training mode, .* differs"):
+        nearly_equal(1e-8, Off)
+
+
+def test_where_all_is_rounding_nothing_is_said_of_training_mode():
+    proof = nearly_equal(1e-15)
+    assert len(proof.checked) == 3
+    assert "last place" in proof.skipped[0]
+    assert proof.relative <= TOLERANCE

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from secateur.compaction.mask import copied, mask
-from secateur.compaction.proof import redraw_
+from secateur.compaction.redraw import redraw_
 from secateur.errors import GateError
 from secateur.pruning.activations import Link, candidates, module_of, output_of
 from secateur.pruning.draws import values, values_by_example
