@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import secateur as sc
 from secateur.budgets.costs import CostModel
 from secateur.errors import SecateurError
 from secateur.recipes.data import load
@@ -31,7 +30,7 @@ from secateur.recipes.images import Images
 from secateur.recipes.measure import accuracy
 from secateur.recipes.record import write_text
 from secateur.recipes.settings import Settings
-from secateur.recipes.task import fresh, gates_for
+from secateur.recipes.task import attached
 from secateur.recipes.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +41,8 @@ from benchmarks.landings import KINDS, METHODS, PAGE, RECORD, SWEEPS, Landing, p
 
 def largest_unit(costs: CostModel, n_open: np.ndarray, kind: str) -> int:
     """What one unit more of the group where that costs most adds."""
-    now = getattr(costs.cut(n_open), kind)
-    more = [costs.cut(n_open + row) for row in np.eye(len(n_open), dtype=np.int64)]
-    return max(getattr(cost, kind) - now for cost in more)
+    more = costs.cuts(n_open + np.eye(len(n_open), dtype=np.int64)) - costs.cuts(n_open)
+    return int(more[:, costs.rows[kind]].max())
 
 
 def landing(name: str, method: str, kind: str, share: float, seed: int, images: Images) -> Landing:
@@ -54,9 +52,8 @@ def landing(name: str, method: str, kind: str, share: float, seed: int, images: 
         data=sweep.data, net=sweep.net, method=method, epochs=sweep.epochs, seed=seed, **{f"keep_{kind}": share}
     )
     phase = settings.schedule().gated("gated", seed)
-    model = fresh(sweep.net, seed)
-    budget = settings.budget(phase.steps(len(images.y)))
-    pruner = sc.attach(model, examples=(images.x[:1],), gates=gates_for(settings), budget=budget, seed=seed)
+    model, pruner = attached(settings, images, phase.steps(len(images.y)))
+    target = settings.budget().targets(pruner.costs.dense)[kind]
     seen: list[int] = []
     train(model, images, phase, lambda epoch: seen.append(getattr(epoch.exact, kind)), pruner)
     before = accuracy(model, images.x_test, images.y_test)
@@ -71,7 +68,7 @@ def landing(name: str, method: str, kind: str, share: float, seed: int, images: 
         share=share,
         seed=seed,
         dense=dense,
-        target=int(share * dense),
+        target=target,
         unit=unit,
         before=getattr(report.gated, kind),
         after=getattr(report.compact, kind),
