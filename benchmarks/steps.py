@@ -39,6 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from benchmarks.step_cases import CASES, METHODS, Case, by_hand  # noqa: E402
 
 import secateur as sc  # noqa: E402
+from secateur.recipes.train import optimizer_step  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "steps.json", ROOT / "docs" / "benchmarks.md"
 #: Steps of each side before the clock counts: the first ones pay for allocation and for choosing kernels.
@@ -80,12 +81,7 @@ def _stepper(
         return F.cross_entropy(called(x), y)
 
     def step() -> None:
-        loss = closure() if pruner is None else pruner.loss(closure)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        if pruner is not None:
-            pruner.step()
+        optimizer_step(closure, [optimizer], pruner)
 
     return step
 

@@ -24,7 +24,7 @@ from secateur.recipes.measure import Latency, accuracy, largest_difference, n_ma
 from secateur.recipes.resume import keep, kept
 from secateur.recipes.settings import Settings
 from secateur.recipes.task import attached, fresh, pruned
-from secateur.recipes.train import Watch, train
+from secateur.recipes.train import Watch, optimizer_step, train
 
 __all__ = ["DENSE", "HEADINGS", "Comparison", "Line", "compare", "page", "table_rows"]
 
@@ -282,12 +282,7 @@ def _steps(asked: Comparison, images: Images) -> dict[str, Any]:
             return F.cross_entropy(model(x), y)
 
         def step() -> None:
-            loss = closure() if pruner is None else pruner.loss(closure)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            if pruner is not None:
-                pruner.step()
+            optimizer_step(closure, [optimizer], pruner)
             if x.is_cuda:
                 torch.cuda.synchronize()
 

@@ -24,7 +24,7 @@ from secateur.recipes.data import batches, n_batches
 from secateur.recipes.images import Images
 from secateur.structure.groups import Cost
 
-__all__ = ["Epoch", "Objective", "Phase", "Watch", "cross_entropy", "train"]
+__all__ = ["Epoch", "Objective", "Phase", "Watch", "cross_entropy", "optimizer_step", "train"]
 
 #: Momentum of SGD, with Nesterov's correction, as the papers train residual networks.
 MOMENTUM = 0.9
@@ -195,7 +195,11 @@ def train(
             model.train()
             for index in batches(n, phase.batch, generator):
                 start = time.perf_counter()
-                total += len(index) * _step(model, index, aim, optimizers, pruner)
+
+                def closure(index: Tensor = index) -> Tensor:
+                    return aim.loss(model, index)
+
+                total += len(index) * optimizer_step(closure, optimizers, pruner, aim.beside).item()
                 times.append(1e3 * (time.perf_counter() - start))
                 scheduler.step()
                 if average is not None:
@@ -216,28 +220,30 @@ def train(
     return tuple(epochs)
 
 
-def _step(
-    model: nn.Module,
-    index: Tensor,
-    aim: Objective,
+def optimizer_step(
+    closure: Callable[[], Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     pruner: Pruner | None,
-) -> float:
-    """One optimizer step on a batch; its loss."""
+    beside: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """One step on the batch that the closure runs the model on, gated or not; its loss, detached.
 
-    def closure() -> Tensor:
-        return aim.loss(model, index)
-
+    Args:
+        closure: the loss of the batch.
+        optimizers: of all parameters.
+        pruner: of the model, or None.
+        beside: what is added to the loss once, however often the closure runs.
+    """
     loss = closure() if pruner is None else pruner.loss(closure)
-    if aim.beside is not None:
-        loss = loss + aim.beside()
+    if beside is not None:
+        loss = loss + beside()
     loss.backward()  # type: ignore[no-untyped-call]
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
     if pruner is not None:
         pruner.step()
-    return loss.item()
+    return loss.detach()
 
 
 def _optimizers(model: nn.Module, phase: Phase, pruner: Pruner | None) -> list[torch.optim.Optimizer]:

@@ -24,7 +24,7 @@ from secateur.recipes.papers.objectives import l0_penalty, learning, soft_target
 from secateur.recipes.papers.recipe import Job
 from secateur.recipes.papers.result import Error, Result
 from secateur.recipes.task import fresh, fresh_compact
-from secateur.recipes.train import Epoch, Objective, Watch, train
+from secateur.recipes.train import Epoch, Objective, Watch, optimizer_step, train
 
 __all__ = ["run", "validation_split"]
 
@@ -261,13 +261,7 @@ def _ratios(
             def closure() -> Tensor:
                 return objective.loss(model, index)
 
-            loss = closure() if pruner is None else pruner.loss(closure)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            if pruner is not None:
-                pruner.step()
-            loss.item()  # waits for an accelerator
+            optimizer_step(closure, [optimizer], pruner).item()  # waits for an accelerator
 
         return step
 
