@@ -189,6 +189,19 @@ def test_an_opened_unit_is_worth_as_much_as_the_smallest_open_one_of_its_group()
     assert torch.equal(opened[4:], fixed[4].expand(2))
 
 
+def test_score_of_open_units_forgets_how_far_the_threshold_has_fallen():
+    """Else groups without competition, whose threshold falls without end, would never be asked to close a unit."""
+    layout, method = Layout((4, 4)), DifferentiableSparsification()
+    alpha = torch.tensor([0.1, 0.0, -0.1, -9.0] * 2, dtype=torch.float64)
+    low, lower = torch.logit(torch.tensor([0.01, 1e-6], dtype=torch.float64))
+    params = {"alpha": alpha, "beta": torch.stack([low, lower])}
+    gates, score = method.fixed(params, layout), method.score(params, layout)
+    assert (gates > 0).tolist() == [True, True, True, False, True, True, True, True]
+    assert torch.equal(score > 0, gates > 0)
+    torch.testing.assert_close(score[:3], score[4:7], rtol=0.01, atol=0.01)
+    assert score.view(2, 4).diff(dim=1).lt(0).all(), "the order within a group is that of the shares"
+
+
 def test_gradients_are_finite_where_gates_and_norms_are_0():
     for form in ("competitive", "independent"):
         method = DifferentiableSparsification(form=form)

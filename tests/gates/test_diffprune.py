@@ -123,6 +123,15 @@ def test_deterministic_surrogate_is_half_where_the_gate_closes_and_pushes_gates_
     assert x.grad[1] > 0.05
 
 
+def test_a_gate_at_1_is_told_to_fall_and_not_to_rise():
+    method = DiffPrune()
+    x = torch.tensor([2.0, 2.0, 0.0, 0.0, -2.0, -2.0, 2.0], dtype=torch.float64, requires_grad=True)
+    gates = method.sample({"x": x}, LAYOUT, None)
+    assert gates.tolist() == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 1.0])
+    gates.backward(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 0.0], dtype=torch.float64))
+    assert torch.sign(x.grad).tolist() == [1.0, 0.0, 1.0, -1.0, 1.0, -1.0, 0.0]
+
+
 @pytest.mark.parametrize(("backward", "returns"), [("smooth", True), ("exact", False)])
 def test_a_closed_gate_returns_when_the_loss_asks_and_the_backward_is_smooth(backward, returns):
     method = DiffPrune(backward=backward)

@@ -190,7 +190,11 @@ class DifferentiableSparsification(Method):
         return -layout.spread(layout.amax(-torch.where(gates > 0, gates, torch.inf)))
 
     def score(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
-        """Logarithm of share (or norm) over threshold: positive where open."""
+        """Positive where open: ``log(1 + z)``, or, in the independent form, the logarithm of norm over threshold.
+
+        Closed units of the competitive form have the logarithm of share over threshold. Open ones are not measured
+        against their threshold, which groups without competition lower without end, and so would never be chosen.
+        """
         if self.form == "independent":
             norms = self._required(norms, layout)
             return norms.clamp(min=SMALLEST).log() - layout.spread(F.logsigmoid(params["beta"]))
@@ -198,7 +202,9 @@ class DifferentiableSparsification(Method):
         relative = alpha - layout.spread(layout.amax(alpha))  # the logarithm of the share itself would underflow
         _, threshold = self._shares(params, layout)
         cut = threshold * layout.sum(relative.exp()) / layout.counts
-        return relative - layout.spread(cut.clamp(min=torch.finfo(alpha.dtype).tiny).log())
+        under = relative - layout.spread(cut.clamp(min=torch.finfo(alpha.dtype).tiny).log())
+        gates = self.fixed(params, layout, norms)
+        return torch.where(gates > 0, gates.log1p(), under.clamp(max=0.0))
 
     def constrain_(self, params: Params, layout: Layout) -> None:
         """Bring beta to where the largest unit of its group stays open."""

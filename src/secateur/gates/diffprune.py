@@ -46,6 +46,8 @@ class DiffPrune(Method):
     How a closed gate returns: under noise, the draws that open it carry its gradient. In the deterministic mode a
     clipped gate would hear nothing from the task for ever, so by default (``backward="smooth"``) it is given the
     gradient of ``(zeta - gamma) sigma(x / surrogate_tau)``, which reaches far; the gate itself stays exactly 0 or 1.
+    A gate at 1 is only told to fall: it cannot rise, and gates whose scale the loss would enlarge without end (those
+    of the last layers) would otherwise stay open for that alone, at the expense of all the others.
 
     The deterministic mode is the default: it is what the title promises, training and evaluation see the same gates,
     and a step needs no randomness.
@@ -227,7 +229,8 @@ class DiffPrune(Method):
         wide = torch.sigmoid(x / self.surrogate_tau) * (self.zeta - self.gamma)
         clipped = (gate == 0) | (gate == 1)
         # The bracket is exactly 0, so the gate's values stay exact.
-        return gate + (wide - wide.detach()) * clipped
+        heard: Tensor = _Below1.apply(wide - wide.detach(), gate)  # type: ignore[no-untyped-call]
+        return gate + heard * clipped
 
     def _x_of(self, chance: float) -> float:
         """The x at which the surrogate is ``chance``."""
@@ -235,3 +238,17 @@ class DiffPrune(Method):
             above = self._distribution.upper_quantile(torch.tensor(chance, dtype=torch.float64)).item()
             return self.closing - self.scale * above
         return self.surrogate_tau * math.log(chance / (1.0 - chance)) + self.closing
+
+
+class _Below1(torch.autograd.Function):
+    """The same values; where the gate stands at 1 a gradient that would raise it is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(gate)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (gate,) = ctx.saved_tensors
+        return torch.where(gate == 1, outer[0].clamp(min=0.0), outer[0]), None

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateur.structure.grouping import Grouping
-from secateur.structure.groups import Attribute, Axis
+from secateur.structure.groups import Attribute, Axis, Keep
 from secateur.structure.ids import Ids
 from secateur.structure.record import Entry
+from secateur.structure.sites import Sites
 from secateur.structure.trial import Deviation, Recorded, Trial
 
-__all__ = ["SizedAttributes", "settle"]
+__all__ = ["SizedAttributes", "settle", "told_apart"]
 
 #: How many modules outward from the place of a deviation are looked at.
 _REACH = 3
@@ -51,6 +53,37 @@ class SizedAttributes:
 
     def __contains__(self, name: str) -> bool:
         return name in self._ids
+
+
+def told_apart(keep: Keep, grouping: Grouping, sites: Sites, accepted: SizedAttributes) -> Keep | None:
+    """A keep-set that shows whether an attribute counts two groups at once, which a trial by ``keep`` cannot.
+
+    Where an accepted attribute's module has another dimension of its size, of units that happen to keep as many, the
+    cut is tried again with all of those: a module that needs both to be equal then fails.
+
+    Returns:
+        None where every attribute is the size of one thing only.
+    """
+    groups, whole = grouping.structure.groups, {}
+    rules = accepted.rules(grouping)
+    inside: dict[str, list[int]] = {rule.name.rpartition(".")[0]: [] for rule in rules}
+    for site, tensor in enumerate(sites.tensors) if rules else ():
+        scope = tensor
+        while scope:
+            scope = scope.rpartition(".")[0]
+            if scope in inside:
+                inside[scope].append(site)
+    for rule in rules:
+        mine = {group for group, _ in rule.axis.per_group}
+        dense, cut = rule.value(groups, {}), rule.value(groups, keep)
+        for site in inside[rule.name.rpartition(".")[0]]:
+            if sites.starts[site + 1] - sites.starts[site] != dense:
+                continue
+            axis = grouping.axis(sites.ids(site))
+            if axis.per_group and Attribute("", axis).value(groups, keep) == cut:
+                others = [groups[group] for group, _ in axis.per_group if group not in mine]
+                whole.update({group.name: torch.arange(group.size) for group in others})
+    return {**keep, **whole} if whole else None
 
 
 def settle(

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import TraceError
-from secateur.structure.attributes import SizedAttributes, settle
+from secateur.structure.attributes import SizedAttributes, settle, told_apart
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import Grouping, group_units
@@ -91,10 +91,7 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
         grouping = group_units(coupling, sites, read, norms, notes)
         if not grouping.structure.groups:
             return _with_calls(grouping.structure, recorded[0].run, grouping)
-        pairs = any(group.size == 2 for group in grouping.structure.groups)
-        for trial in [
-            Trial(model, tried, sites, grouping, norms, pairs=p) for p in ((False, True) if pairs else (False,))
-        ]:
+        for trial in _trials(model, tried, sites, grouping, norms, attributes):
             deviation = settle(model, tried, trial, grouping, attributes)
             if deviation is not None:
                 break
@@ -108,6 +105,23 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
             )
         for group, freeze in blamed.items():
             coupling.freeze_at(grouping.ids_of(group), freeze)
+
+
+def _trials(
+    model: nn.Module,
+    tried: list[Recorded],
+    sites: Sites,
+    grouping: Grouping,
+    norms: Mapping[str, RmsNorm],
+    attributes: SizedAttributes,
+) -> Iterator[Trial]:
+    """One cut of all groups, groups of two apart; after each another one, if an attribute may count two groups."""
+    for pairs in (False, True) if any(group.size == 2 for group in grouping.structure.groups) else (False,):
+        trial = Trial(model, tried, sites, grouping, norms, pairs=pairs)
+        yield trial
+        # By now the attributes that the first cut needed are accepted.
+        if (apart := told_apart(trial.keep, grouping, sites, attributes)) is not None:
+            yield Trial(model, tried, sites, grouping, norms, pairs=pairs, keep=apart)
 
 
 def _with_calls(structure: Structure, one: Run, grouping: Grouping) -> Structure:
