@@ -324,7 +324,8 @@ def depthwise(draw: Draw, s: Layout) -> Step:
 
 @builds(IMAGE)
 def image_norm(draw: Draw, s: Layout) -> Step:
-    kind = pick(draw, "batch", "instance", "group", "one group", "last")
+    # One position alone has no variance of its own, which torch refuses.
+    kind = pick(draw, "batch", "group", "one group", "last", *(["instance"] if s.t > 1 else []))
     if kind == "last":
         run: Run = lambda m, x: m.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # noqa: E731
         return Step("layer norm, channels last", run, s, layer=nn.LayerNorm(s.c))
