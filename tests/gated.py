@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from secateur.gates import Gate, HardConcrete, Layout, Method
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.placement import gated_sites, maps_of, place
-from secateur.structure.groups import Group, Structure
+from secateur.structure.groups import Group
+from secateur.structure.structure import Structure
 from secateur.structure.trace import trace
 
 DTYPE = torch.float64

@@ -28,11 +28,11 @@ from secateur.compaction.compact import compact
 from secateur.compaction.mask import mask
 from secateur.structure.coupling import Coupling, Solution
 from secateur.structure.example import Example
-from secateur.structure.groups import Structure
 from secateur.structure.ids import Factor, Label
 from secateur.structure.nested import tensors_in
 from secateur.structure.record import Recorder
 from secateur.structure.rulings import Rulings
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import named_tensors
 from secateur.structure.trace import trace
 

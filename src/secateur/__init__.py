@@ -24,8 +24,9 @@ from secateur.pruning.rule import Rule
 from secateur.pruning.shrink import Shrinkage
 from secateur.structure.cut import CutPlan
 from secateur.structure.example import Example
-from secateur.structure.groups import Cost, Frozen, Group, Keep, Member, Structure
+from secateur.structure.groups import Cost, Frozen, Group, Keep, Member
 from secateur.structure.rounding import rounded_keep
+from secateur.structure.structure import Structure
 from secateur.structure.trace import trace
 
 __version__ = "0.1.0"

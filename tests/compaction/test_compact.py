@@ -20,7 +20,8 @@ from secateur.errors import CompactionError
 from secateur.pruning.inputs import with_inputs
 from secateur.recipes.networks import NETWORKS
 from secateur.structure.cut import CutPlan, cut_
-from secateur.structure.groups import Group, Member, Structure
+from secateur.structure.groups import Group, Member
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import named_tensors, shapes_of
 from secateur.structure.trace import trace
 

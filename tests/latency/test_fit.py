@@ -11,7 +11,7 @@ import secateur as sc
 from secateur.latency.fit import fitted, predicted
 from secateur.latency.measure import Measured, measure, widths
 from secateur.structure.example import Example
-from secateur.structure.groups import Structure
+from secateur.structure.structure import Structure
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from secateur.recipes.data import DATA_SETS
 from secateur.recipes.networks import NETWORKS, network
 from secateur.recipes.settings import Settings
 from secateur.recipes.task import fresh, fresh_compact, gates_for
-from secateur.structure.groups import Structure
+from secateur.structure.structure import Structure
 
 
 def structure_of(name: str) -> Structure:

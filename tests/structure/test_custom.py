@@ -14,7 +14,8 @@ from secateur.budgets.costs import CostModel
 from secateur.compaction.compact import compact, mask
 from secateur.compaction.proof import prove
 from secateur.pruning.inputs import with_inputs
-from secateur.structure.groups import Group, Member, Structure
+from secateur.structure.groups import Group, Member
+from secateur.structure.structure import Structure
 
 
 class Attention(nn.Module):

@@ -15,7 +15,8 @@ import secateur as sc
 from secateur.compaction.compact import compact
 from secateur.compaction.proof import prove
 from secateur.pruning.inputs import with_inputs
-from secateur.structure.groups import Axis, Group, Member, Structure
+from secateur.structure.groups import Axis, Group, Member
+from secateur.structure.structure import Structure
 
 
 class Flat(nn.Module):

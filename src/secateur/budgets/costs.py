@@ -27,7 +27,7 @@ from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
 if TYPE_CHECKING:
-    from secateur.structure.groups import Structure
+    from secateur.structure.structure import Structure
 
 __all__ = ["KINDS", "CostModel", "Kind"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.errors import BudgetError
-from secateur.structure.groups import Axis, Structure, Term
+from secateur.structure.groups import Axis, Term
+from secateur.structure.structure import Structure
 
 __all__ = ["Part", "with_parts"]
 

@@ -20,7 +20,8 @@ from secateur.errors import SecateurError, TraceError
 if TYPE_CHECKING:
     from secateur.cli.targets import Target
     from secateur.structure.example import Example
-    from secateur.structure.groups import Cost, Group, Structure
+    from secateur.structure.groups import Cost, Group
+    from secateur.structure.structure import Structure
 
 __all__ = ["FORMAT", "described", "inspect"]
 

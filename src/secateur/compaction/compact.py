@@ -13,8 +13,9 @@ from secateur.compaction.mask import checked_keep, checked_model, copied, mask, 
 from secateur.compaction.proof import Proof, prove
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Examples
-from secateur.structure.groups import Keep, Structure
+from secateur.structure.groups import Keep
 from secateur.structure.rounding import rounded_keep
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import named_tensors
 
 __all__ = ["Proof", "compact", "cut_of", "mask", "prove"]

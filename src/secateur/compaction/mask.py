@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor
 
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan
-from secateur.structure.groups import Keep, Structure
+from secateur.structure.groups import Keep
 from secateur.structure.plain import unfit, with_graph
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed, misfits, named_tensors
 
 __all__ = ["checked_keep", "checked_model", "copied", "mask", "mask_tensors_", "plan_of"]

@@ -23,9 +23,10 @@ from secateur.compaction.redraw import nudge_, overlaps, redraw_
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.example import Example, Examples, as_examples
-from secateur.structure.groups import Keep, Structure
+from secateur.structure.groups import Keep
 from secateur.structure.nested import tensors_in
 from secateur.structure.rounding import rounded_keep
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import in_place_of, named_tensors, slots_of
 
 __all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove"]

@@ -16,7 +16,7 @@ from secateur.compaction.artifact import whole_or_not_at_all
 from secateur.errors import LatencyError
 from secateur.latency.clock import processor
 from secateur.structure.example import Example, summary
-from secateur.structure.groups import Structure
+from secateur.structure.structure import Structure
 
 __all__ = ["FORMAT", "conditions", "place_of", "read", "write"]
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from secateur.latency.measure import Measured, Sizes
-from secateur.structure.groups import Axis, Structure, Term
+from secateur.structure.groups import Axis, Term
+from secateur.structure.structure import Structure
 
 __all__ = ["fitted", "predicted"]
 

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_map
 from secateur.compaction.compact import compact
 from secateur.latency.clock import Clock, clock_of
 from secateur.structure.example import Example
-from secateur.structure.groups import Keep, Structure
+from secateur.structure.groups import Keep
 from secateur.structure.nested import tensors_in
+from secateur.structure.structure import Structure
 
 __all__ = ["LOW", "Measured", "keep_of", "measure", "widths"]
 

@@ -21,7 +21,8 @@ from secateur.latency.clock import clock_of
 from secateur.latency.fit import fitted, predicted
 from secateur.latency.measure import Measured, measure, widths
 from secateur.structure.example import Examples, as_examples
-from secateur.structure.groups import Keep, Structure, Term
+from secateur.structure.groups import Keep, Term
+from secateur.structure.structure import Structure
 
 __all__ = ["Check", "LatencyModel", "latency_model"]
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from secateur.errors import GateError
 from secateur.pruning.rule import ACTIVATIONS, Rule
-from secateur.structure.groups import Group, Member, Structure
+from secateur.structure.groups import Group, Member
 from secateur.structure.outputs import Output
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed
 
 __all__ = ["Link", "activations", "candidates", "fitted", "module_of", "output_group", "output_of"]

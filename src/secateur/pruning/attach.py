@@ -27,8 +27,9 @@ from secateur.pruning.rule import ACTIVATIONS, Rule
 from secateur.pruning.units import Units
 from secateur.pruning.weights import columns
 from secateur.structure.example import Examples, as_examples
-from secateur.structure.groups import Group, Structure
+from secateur.structure.groups import Group
 from secateur.structure.plain import unfit
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed, misfits, named_tensors
 from secateur.structure.trace import trace
 

@@ -17,7 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import GateError
 from secateur.pruning.rule import Rule
-from secateur.structure.groups import Axis, Group, Member, Structure, Term
+from secateur.structure.groups import Axis, Group, Member, Term
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed
 
 __all__ = ["blocks", "branch_of", "with_blocks"]

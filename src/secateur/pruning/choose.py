@@ -17,8 +17,9 @@ from secateur.pruning.blocks import blocks
 from secateur.pruning.inputs import inputs
 from secateur.pruning.rule import ACTIVATIONS, Rule
 from secateur.pruning.weights import weights
-from secateur.structure.groups import Group, Structure
+from secateur.structure.groups import Group
 from secateur.structure.heads import HEADS
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import Slot, listed, slots_of
 
 __all__ = ["UNITS", "Chosen", "choose", "with_custom"]

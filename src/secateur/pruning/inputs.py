@@ -16,7 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import GateError
 from secateur.pruning.rule import Rule
-from secateur.structure.groups import Axis, Group, Member, Structure, Term
+from secateur.structure.groups import Axis, Group, Member, Term
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed
 
 __all__ = ["CONTRACTED", "input_group", "inputs", "layer_of", "owners", "refusal", "with_inputs"]

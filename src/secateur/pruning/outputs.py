@@ -24,10 +24,11 @@ from secateur.pruning.draws import values, values_by_example
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.rule import ACTIVATIONS
 from secateur.structure.example import Example
-from secateur.structure.groups import Group, Structure
+from secateur.structure.groups import Group
 from secateur.structure.nested import tensors_in
 from secateur.structure.outputs import Output
 from secateur.structure.scale import scale_output_
+from secateur.structure.structure import Structure
 
 __all__ = [
     "Multiplier",

@@ -23,8 +23,9 @@ from secateur.pruning.gateset import extended
 from secateur.pruning.inputs import owners, with_inputs
 from secateur.pruning.rule import ACTIVATIONS
 from secateur.pruning.weights import Scalars, with_weights
-from secateur.structure.groups import Group, Keep, Structure
+from secateur.structure.groups import Group, Keep
 from secateur.structure.rounding import rounded_keep
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import named_tensors
 
 __all__ = ["Units"]

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from secateur.errors import GateError
 from secateur.pruning.inputs import input_group, refusal
 from secateur.pruning.rule import Rule
-from secateur.structure.groups import FLAT, Axis, Group, Member, Structure, Term
+from secateur.structure.groups import FLAT, Axis, Group, Member, Term
+from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed, slots_of
 
 __all__ = ["Scalars", "columns", "weights", "with_weights"]

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import TraceError
+from secateur.structure.groups import Axis, Frozen, Group, Member
 from secateur.structure.outputs import translated
 from secateur.structure.tensors import listed
 
 if TYPE_CHECKING:
-    from secateur.structure.groups import Axis, Frozen, Group, Member, Structure
+    from secateur.structure.structure import Structure
 
 __all__ = ["Parts", "custom_group", "regrouped"]
 
@@ -31,8 +32,6 @@ _LEFT_OVER = "is left over beside custom groups, and one of its kind must stay"
 
 def custom_group(structure: Structure, name: str, parts: Parts) -> Group:
     """The group of that name whose unit i is the union of what row i of every part names; see `Structure.custom`."""
-    from secateur.structure.groups import Group
-
     rows = _rows(structure, name, parts)
     claims = _claims(structure, rows)
     found = _parts(structure, name, claims, len(next(iter(rows.values()))))
@@ -294,8 +293,6 @@ def _subset(group: Group, units: NDArray[np.int64]) -> Group:
 
 
 def _left_over(group: Group, unit: int) -> list[Frozen]:
-    from secateur.structure.groups import Frozen
-
     return [Frozen(member.tensor, member.dim, len(member.index[unit]), _LEFT_OVER) for member in group.members]
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.structure.coupling import Coupling, Product, Solution
-from secateur.structure.groups import Axis, Frozen, Group, Member, NormWidth, Structure, Term
+from secateur.structure.groups import Axis, Frozen, Group, Member, NormWidth, Term
 from secateur.structure.heads import with_heads
 from secateur.structure.ids import Ids
 from secateur.structure.norms import RmsNorm
 from secateur.structure.sites import Sites
+from secateur.structure.structure import Structure
 
 __all__ = ["Grouping", "group_units"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.structure.groups import Group, Keep
 from secateur.structure.ids import Label
 
 if TYPE_CHECKING:
     from secateur.structure.grouping import Grouping
-    from secateur.structure.groups import Group, Keep
 
 __all__ = ["Output", "outputs_of", "translated"]
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan
-from secateur.structure.groups import Axis, Group, Keep, Structure
+from secateur.structure.groups import Axis, Group, Keep
+from secateur.structure.structure import Structure
 
 __all__ = ["rounded_keep"]
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from secateur.structure.groups import Member
+
 if TYPE_CHECKING:
-    from secateur.structure.groups import Member, Structure
+    from secateur.structure.structure import Structure
 
 __all__ = ["table"]
 

@@ -23,7 +23,6 @@ from secateur.structure.attributes import SizedAttributes, settle, told_apart
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import Grouping, group_units
-from secateur.structure.groups import Structure
 from secateur.structure.modes import worth_trying
 from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.outputs import outputs_of
@@ -31,6 +30,7 @@ from secateur.structure.plain import computed, unfit
 from secateur.structure.rulings import Rulings
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
+from secateur.structure.structure import Structure
 from secateur.structure.trial import Recorded, Trial
 
 __all__ = ["trace"]
