@@ -78,7 +78,6 @@ def test_masked_and_compact_generate_the_same_words_with_a_cache(row):
     assert apart < ROUNDING
 
 
-@pytest.mark.xfail(reason="torch runs an LSTM as one operator, of which the trace counts nothing yet")
 def test_macs_of_an_lstm_are_those_of_its_equations():
     layers, time, batch = 2, 9, 2
     gates = 4 * 20 * (12 + 20) + (layers - 1) * 4 * 20 * (20 + 20)

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 __all__ = ["EXPECTED", "ZOO", "Row", "missing"]
 
 _MATRIX_VECTOR = "the counter leaves out products of a matrix and a vector"
-_LSTM = "an LSTM of torch.nn runs as one operator, of which the counter knows nothing"
 
 
 def _own(
@@ -113,18 +112,17 @@ _OWN = (
     _own("MobileNet", "mobilenet-v1", vision.MobileNetV1, lambda: (images(16),)),
     _own("GPT", "nano-gpt", sequence.GPT, lambda: (tokens(61, 10),), quick=True),
     _own("bare parameters", "einsum-transformer", sequence.EinsumTransformer, lambda: (tokens(50, 7),)),
-    _own("recurrent", "lstm", partial(sequence.Recurrent, nn.LSTM), lambda: (tokens(40, 9),), uncounted=_LSTM),
+    _own("recurrent", "lstm", partial(sequence.Recurrent, nn.LSTM), lambda: (tokens(40, 9),)),
     _own("recurrent", "gru", partial(sequence.Recurrent, nn.GRU), lambda: (tokens(40, 9),)),
     _own(
         "recurrent",
         "lstm-bidirectional",
         partial(sequence.Recurrent, nn.LSTM, bidirectional=True),
         lambda: (tokens(40, 9),),
-        uncounted=_LSTM,
     ),
     _own("recurrent", "lstm-by-cell", sequence.LSTMByCell, lambda: (tokens(40, 5),), uncounted=_MATRIX_VECTOR),
     _own("recurrent", "gru-by-hand", sequence.GRUByHand, lambda: (torch.randn(2, 5, 7),)),
-    _own("recurrent", "crnn", sequence.CRNN, lambda: (images(16, 1),), uncounted=_LSTM),
+    _own("recurrent", "crnn", sequence.CRNN, lambda: (images(16, 1),)),
     _own("recurrent", "seq2seq", sequence.Seq2Seq, lambda: (tokens(30, 6), tokens(31, 4))),
     _own("temporal convolution", "tcn", sequence.TCN, lambda: (torch.randn(2, 5, 16),)),
     _own("temporal convolution", "wavenet", sequence.WaveNet, lambda: (torch.randn(2, 1, 20),)),

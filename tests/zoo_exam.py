@@ -50,11 +50,16 @@ def one_each(structure: sc.Structure) -> dict[str, Tensor]:
 def counted_macs(model: nn.Module, example: sc.Example) -> int:
     """Multiply-accumulates of one forward in evaluation mode, by torch's own counter.
 
-    Fused attention counts as nothing on the CPU, so attention runs as its products of matrices.
+    Fused attention and LSTMs count as nothing on the CPU, so both run as their products of matrices.
     """
     model.eval()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*example.args, **example.kwargs)
+    onednn = torch.backends.mkldnn
+    before, onednn.enabled = onednn.enabled, False
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*example.args, **example.kwargs)
+    finally:
+        onednn.enabled = before
     return counter.get_total_flops() // 2
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import secateur as sc
-from secateur.structure.plain import computed, unfit, with_graph
+from secateur.structure.plain import kept_whole, unfit, with_graph
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -172,13 +172,13 @@ class TestComputedWeights:
         install, reason = COMPUTED[case]
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 2))
         install(model[2])
-        assert computed(model)
-        assert all(name.startswith("2.") and reason in why for name, why in computed(model).items())
+        assert kept_whole(model)
+        assert all(name.startswith("2.") and reason in why for name, why in kept_whole(model).items())
         with torch.no_grad():  # as after a first forward, which leaves a computed weight behind
             model(X)
         structure = sc.trace(model, (X,))
         assert [(group.name, group.size) for group in structure.groups] == [("4", 5)]
-        for name in computed(model):
+        for name in kept_whole(model):
             why = structure.why_frozen(name)
             assert f"is what {reason} computes a weight from" in why
             assert "undoes it" in why
@@ -193,7 +193,7 @@ class TestComputedWeights:
             sc.attach(model, examples=(X,))
 
     def test_plain_weights_are_not_computed(self) -> None:
-        assert computed(net()) == {}
+        assert kept_whole(net()) == {}
 
 
 class Branches(nn.Module):

@@ -13,7 +13,7 @@ a gated model                   ``pruner.finalize()`` or ``pruner.detach()``
 
 A weight that is computed from others before it is read (parametrizations, and the hooks of ``weight_norm``,
 ``spectral_norm`` and pruning masks in `torch.nn.utils`) is no reason to refuse a model: what it is computed from is
-frozen (`computed`).
+frozen (`kept_whole`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["computed", "unfit", "with_graph"]
+__all__ = ["kept_whole", "unfit", "with_graph"]
 
 #: Classes, by name anywhere in a module's ancestry, for importing them would load what most models never need.
 _WRAPPERS = {
@@ -58,14 +58,21 @@ def unfit(model: nn.Module) -> str:
     return ""
 
 
-def computed(model: nn.Module) -> dict[str, str]:
-    """Names of tensors from which weights are computed before they are read, each with the reason to freeze it."""
+def kept_whole(model: nn.Module) -> dict[str, str]:
+    """Names of tensors that are frozen from the start, each with the reason.
+
+    These are the ones from which weights are computed before they are read, and the projections of an LSTM, which torch
+    knows by nothing but that their two widths differ.
+    """
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         at = f"{path}." if path else ""
         if isinstance(module, ParametrizationList):
             reason = "is what a parametrization computes a weight from (remove_parametrizations undoes it)"
             found |= {f"{at}{name}": reason for name, _ in (*module.named_parameters(), *module.named_buffers())}
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            reason = "projects the state of an LSTM, which torch tells from widths that differ (proj_size=0 has none)"
+            found |= {f"{at}{name}": reason for name in module._parameters if name.startswith("weight_hr")}
         for hook in module._forward_pre_hooks.values():
             ancestry = {kind.__name__ for kind in type(hook).__mro__ if kind.__module__.startswith("torch.nn.utils")}
             for kind in sorted(ancestry & _HOOKS.keys()):

@@ -134,7 +134,7 @@ def run(
     args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
     # What a model compiled by itself runs as it was written, or a compiler would compile the recorder.
-    with watch(twin, recorder), _quiet(), torch.compiler.set_stance("force_eager"):
+    with watch(twin, recorder), _quiet(), torch.compiler.set_stance("force_eager"), _in_single_operators():
         try:
             with Leaving(recorder) if mode is None else mode, recorder:
                 out = twin(*args, **kwargs)
@@ -166,6 +166,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+@contextmanager
+def _in_single_operators() -> Iterator[None]:
+    """Without oneDNN: with it an LSTM is one operator, not the products that it is made of."""
+    onednn: Any = torch.backends.mkldnn
+    before, onednn.enabled = onednn.enabled, False
+    try:
+        yield
+    finally:
+        onednn.enabled = before
 
 
 def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:

@@ -26,7 +26,7 @@ from secateur.structure.grouping import Grouping, group_units
 from secateur.structure.modes import worth_trying
 from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.outputs import outputs_of
-from secateur.structure.plain import computed, unfit
+from secateur.structure.plain import kept_whole, unfit
 from secateur.structure.rulings import Rulings
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
@@ -79,7 +79,7 @@ def _collector_at_rest() -> Iterator[None]:
 def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
     coupling = Coupling()
     sites = Sites.of(model, coupling)
-    _freeze_computed(model, coupling, sites)
+    _freeze_from_the_start(model, coupling, sites)
     norms = find_rms_norms(model)
     recorded, notes = _record(model, calls, sites, Rulings(coupling), norms)
     read = frozenset().union(*(one.run.read for one in recorded))
@@ -172,9 +172,9 @@ def _record(
     return recorded, tuple(dict.fromkeys(notes))
 
 
-def _freeze_computed(model: nn.Module, coupling: Coupling, sites: Sites) -> None:
+def _freeze_from_the_start(model: nn.Module, coupling: Coupling, sites: Sites) -> None:
     """Freeze what weights are computed from before they are read, with that as the first reason."""
-    for name, reason in computed(model).items():
+    for name, reason in kept_whole(model).items():
         first = sites.aliases.get(name, name)
         for site, tensor in enumerate(sites.tensors):
             if tensor == first:
