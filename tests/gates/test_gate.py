@@ -161,6 +161,33 @@ def test_closed_units_are_exactly_zero(row):
         assert ((z == 0.0) | (z == 1.0)).all()
 
 
+def test_closed_gates_hear_the_task_where_the_method_says_so(row):
+    method, norms = row.method, norms_for(row.method, dtype=torch.float64)
+    params = {name: value.requires_grad_(value.is_floating_point()) for name, value in at_zero(method).items()}
+    noise = method.noise(LAYOUT, generator(), dtype=torch.float64, draws=(40,))
+    if norms is not None:
+        norms[:3] = 1e-2
+        norms.requires_grad_()
+    z = method.sample(params, LAYOUT, noise, norms)
+    closed = z == 0
+    assert closed.any()
+    heard = torch.zeros(())
+    if z.requires_grad:
+        told = [*(value for value in params.values() if value.requires_grad), *([] if norms is None else [norms])]
+        grads = torch.autograd.grad(z, told, closed.double() * torch.randn_like(z), allow_unused=True)
+        heard = torch.stack([grad.abs().sum() for grad in grads if grad is not None]).sum()
+    assert (heard != 0) == method.hears_closed
+
+
+def at_zero(method):
+    """Parameters of which some draws close units, one of them just at the border."""
+    params = scattered(method, dtype=torch.float64)
+    if isinstance(method, DiffPrune):
+        params["x"][:3] = torch.tensor([method.closing, method.closing - 1e-3, -3.0])
+        method.constrain_(params, LAYOUT)
+    return params
+
+
 def test_open_gates_are_positive(row):
     params, norms = scattered(row.method), norms_for(row.method)
     noise = row.method.noise(LAYOUT, generator(), draws=(20,))

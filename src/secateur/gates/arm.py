@@ -138,6 +138,11 @@ class ARM(ScoreFunction):
         """False."""
         return False
 
+    @property
+    def hears_closed(self) -> bool:
+        """False: draws carry no gradient."""
+        return False
+
     def init(
         self,
         layout: Layout,

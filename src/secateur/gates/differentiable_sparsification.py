@@ -129,6 +129,11 @@ class DifferentiableSparsification(Method):
         """In the competitive form."""
         return self.form == "competitive"
 
+    @property
+    def hears_closed(self) -> bool:
+        """True: closed units have elu's derivative."""
+        return True
+
     def init(
         self,
         layout: Layout,

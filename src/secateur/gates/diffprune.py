@@ -159,6 +159,11 @@ class DiffPrune(Method):
         """False."""
         return False
 
+    @property
+    def hears_closed(self) -> bool:
+        """With the smooth backward."""
+        return self.backward == "smooth"
+
     def init(
         self,
         layout: Layout,

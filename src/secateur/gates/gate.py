@@ -69,6 +69,14 @@ class Method(ABC):
     def keeps_one(self) -> bool:
         """Whether a unit of each group always stays, so that one alone can never close."""
 
+    @property
+    @abstractmethod
+    def hears_closed(self) -> bool:
+        """Whether a gate that a draw puts at 0 gets a gradient through the draw.
+
+        Where it does, its unit must be computed even while it is closed.
+        """
+
     @abstractmethod
     def init(
         self,

@@ -122,6 +122,11 @@ class HardConcrete(Method):
         """False."""
         return False
 
+    @property
+    def hears_closed(self) -> bool:
+        """False: clipped draws carry no gradient."""
+        return False
+
     def init(
         self,
         layout: Layout,

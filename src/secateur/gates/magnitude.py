@@ -99,6 +99,11 @@ class Magnitude(Method):
         """True: the largest."""
         return True
 
+    @property
+    def hears_closed(self) -> bool:
+        """False: nothing is trained."""
+        return False
+
     def init(
         self,
         layout: Layout,

@@ -97,6 +97,11 @@ class StraightThrough(Method):
         """False."""
         return False
 
+    @property
+    def hears_closed(self) -> bool:
+        """True: every draw has the gradient of its chance."""
+        return True
+
     def init(
         self,
         layout: Layout,

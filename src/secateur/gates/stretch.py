@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -16,7 +17,8 @@ __all__ = ["check_stretch", "closing_logit", "drawn", "stretched"]
 
 def stretched(logits: Tensor, gamma: float, zeta: float) -> Tensor:
     """``clip(sigma(logits) (zeta - gamma) + gamma, 0, 1)``; no gradient where clipped."""
-    return (torch.sigmoid(logits) * (zeta - gamma) + gamma).clamp(0.0, 1.0)
+    # Unlike clamp, hardtanh has no gradient at 0 itself: a gate that stands there hears nothing.
+    return F.hardtanh(torch.sigmoid(logits) * (zeta - gamma) + gamma, 0.0, 1.0)
 
 
 def drawn(noise: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:

@@ -16,6 +16,7 @@ from secateur.pruning.activations import module_of
 from secateur.pruning.activity import ActivityL2
 from secateur.pruning.blocks import branch_of
 from secateur.pruning.choose import Chosen, choose, with_custom
+from secateur.pruning.conditional import When
 from secateur.pruning.draws import live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.loading import accept_dense_keys, refuse_dense_keys
@@ -47,6 +48,7 @@ def attach(  # noqa: PLR0913 - all but the model by name
     penalty: Penalty | None = None,
     l2: ActivityL2 | None = None,
     seed: int = 0,
+    conditional: When = False,
 ) -> Pruner:
     """Put gates on a model, in place, and return the pruner that trains them; `Pruner.detach` undoes it.
 
@@ -64,6 +66,8 @@ def attach(  # noqa: PLR0913 - all but the model by name
         penalty: a weight times the cost, instead of a budget. Without either only the task moves the gates.
         l2: of the gated weights, weighed by the chance that they are open; beside a budget or penalty, or alone.
         seed: of the gates' start and of all draws.
+        conditional: whether `Pruner.loss` leaves units out of a step whose gates it draws as 0: `False`, ``"auto"``
+            where that was measured to pay, or `True`. It changes no result.
 
     Raises:
         GateError: the model cannot take gates, nothing can go, or a rule finds nothing. The model is as it was then.
@@ -121,7 +125,7 @@ def attach(  # noqa: PLR0913 - all but the model by name
         raise
     live = live_of(gate_set)
     live.generator, live.remember = generator, not calls
-    return Pruner(model, units, costs, budget, controller, calls, l2)
+    return Pruner(model, units, costs, budget, controller, calls, l2, conditional)
 
 
 def _check(model: nn.Module, *, computed: bool) -> None:

@@ -67,6 +67,7 @@ class Draw:
     Attributes:
         by_example: the draws of rules of which each example has its own, by rule and number of examples; made when a
             module that they act on is first called.
+        narrowed: whether a forward pass left out the units that it closes.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Draw:
     ) -> None:
         self.noise = tuple(noise)
         self.by_example: dict[tuple[int, int], Draw] = {}
+        self.narrowed = False
         self._first = first
         self.values = values
         self._kept = kept

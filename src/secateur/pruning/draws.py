@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.errors import GateError
 from secateur.pruning.draw import Draw
 from secateur.pruning.gateset import GateSet, extended
 from secateur.structure.example import Example
@@ -25,6 +26,7 @@ from secateur.structure.example import Example
 __all__ = [
     "GATES",
     "Live",
+    "Narrows",
     "begin_forward",
     "end_forward",
     "gates_of",
@@ -37,6 +39,16 @@ __all__ = [
 
 #: The name under which a root module holds its gates.
 GATES = "secateur_gates"
+
+
+class Narrows(Protocol):
+    """Leaves the closed units of a draw out of a forward pass of the root, between its two hooks."""
+
+    def begin(self, draw: Draw) -> None:
+        """Before the pass."""
+
+    def end(self) -> None:
+        """After it, even if it raised."""
 
 
 @dataclass(eq=False)
@@ -53,6 +65,7 @@ class Live:
         remember: whether to note the inputs of the first training forward, for a proof at the end.
         example: these inputs.
         mean_loss: running mean of the losses so far, where a gate's method subtracts it.
+        narrowing: what leaves closed units out of training forwards, where that is wanted now.
         unfinished: training forwards whose graph is alive and has not been through a backward pass.
     """
 
@@ -65,6 +78,7 @@ class Live:
     remember: bool = False
     example: Example | None = None
     mean_loss: Tensor | None = None
+    narrowing: Narrows | None = None
     unfinished: WeakSet[_Passed] = field(default_factory=WeakSet)
 
     @contextlib.contextmanager
@@ -141,7 +155,14 @@ def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tens
 
 def _acting(gates: GateSet, live: Live) -> Draw:
     """The draw that acts now; made where there is none."""
-    draw = live.replay if live.replay is not None and in_backward() else live.draw
+    draw = live.draw
+    if live.replay is not None and in_backward():
+        draw = live.replay
+        if draw.narrowed:
+            raise GateError(
+                "part of a forward pass that left closed units out is computed again (activation checkpointing), and"
+                " would not leave them out; attach with conditional=False"
+            )
     if draw is None:
         draw = live.draw = Draw.make(gates, live.generator)
     return draw
@@ -160,12 +181,16 @@ def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         live.example = _noted(args, kwargs)
     if not live.held:
         live.draw, live.replay = Draw.make(gates, live.generator), None
+    if live.narrowing is not None and live.draw is not None and not torch.compiler.is_compiling():
+        live.narrowing.begin(live.draw)
 
 
 def end_forward(root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook of the root: the backward pass of this output will know which draw to repeat."""
     gates = gates_of(root)
     live = live_of(gates)
+    if live.narrowing is not None and not in_backward():
+        live.narrowing.end()
     live.fixed = None
     draw = live.draw
     if draw is None or not gates.training or not torch.is_grad_enabled() or in_backward():

@@ -21,7 +21,7 @@ from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.placement import ConsumerGate
 
-__all__ = ["Closure", "Credit", "task_loss"]
+__all__ = ["Before", "Closure", "Credit", "task_loss"]
 
 #: Runs the model on one minibatch and returns its loss, a finite scalar.
 Closure = Callable[[], Tensor]
@@ -72,7 +72,7 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit
             "credit='group' is for ARM gates of which the batch shares one draw; expected sc.ARM(), no per_example=True"
         )
     live = live_of(gates)
-    before = _Before(model, live)
+    before = Before(model, live)
     try:
         if not gates.training or gates.estimators == {"pathwise"}:
             if not live.held:
@@ -116,7 +116,7 @@ def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tens
     return torch.stack(terms).sum().to(loss.device) if terms else loss.new_zeros(())
 
 
-def _further(gates: GateSet, live: Live, closure: Closure, before: _Before, credit: Credit) -> Tensor:
+def _further(gates: GateSet, live: Live, closure: Closure, before: Before, credit: Credit) -> Tensor:
     """The surrogate of one more draw; its passes leave nothing behind but the gates' generator moved on."""
     draw = Draw.make(gates, live.generator)
     with before.again(), torch.no_grad(), live.hold(draw):
@@ -136,7 +136,7 @@ def _remember(gates: GateSet, live: Live, loss: Tensor) -> None:
 
 
 def _other_losses(
-    gates: GateSet, live: Live, draw: Draw, closure: Closure, before: _Before, loss: Tensor, credit: Credit
+    gates: GateSet, live: Live, draw: Draw, closure: Closure, before: Before, loss: Tensor, credit: Credit
 ) -> Tensor:
     """The loss under the antithetic draw, a scalar; or for each gate under that of its group alone, ``(Z,)``."""
     if "arm" not in gates.estimators:
@@ -154,7 +154,7 @@ def _other_losses(
     return losses
 
 
-def _again(live: Live, draw: Draw, other: Draw, closure: Closure, before: _Before) -> Tensor:
+def _again(live: Live, draw: Draw, other: Draw, closure: Closure, before: Before) -> Tensor:
     """The loss under another draw of the same minibatch, dropout masks and state."""
     try:
         with before.again(), torch.no_grad(), live.hold(other):
@@ -183,7 +183,7 @@ def _checked(loss: object) -> Tensor:
 _OURS = (GateSet, Gate, Norms, ConsumerGate)
 
 
-class _Before:
+class Before:
     """What a pass may change besides the loss it returns: buffers, random states, draws."""
 
     def __init__(self, model: nn.Module, live: Live) -> None:

@@ -73,6 +73,8 @@ class ConsumerGate(nn.Module):
         #: types of gates and weight that a pinned product is computed in, whatever the model is converted to later
         self.exact_in: tuple[torch.dtype, torch.dtype] | None = None
         self.persistent = persistent
+        #: by dimension the maps that act instead of its own on a weight that is narrowed; None for its own
+        self.acting: Mapping[int, Tensor] | None = None
         #: where the gates of single weights stand in the extended gates: start and number; None without them, and
         #: where some are gone, for then ``map_weights`` says it
         self.flat: tuple[int, int] | None = None
@@ -115,14 +117,18 @@ class ConsumerGate(nn.Module):
     def factors(self, gates: Tensor) -> dict[int, Tensor]:
         """By dimension the factor ``(S,)`` of each position, from extended gates ``(U + 1,)``."""
         found = {}
-        for dim in self.dims:
-            sources = self.get_buffer(f"map_{dim}")
+        own = {dim: self.get_buffer(f"map_{dim}") for dim in self.dims} if self.acting is None else self.acting
+        for dim, sources in own.items():
             layers = gates.to(sources.device).index_select(0, sources.view(-1)).view(sources.shape)
             factor = layers[0]
             for layer in layers[1:]:
                 factor = factor * layer
             found[dim] = factor
         return found
+
+    def forget(self) -> None:
+        """Let its own maps act again."""
+        self.acting = None
 
     def extra_repr(self) -> str:
         """The gated dimensions."""

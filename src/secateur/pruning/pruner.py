@@ -18,6 +18,7 @@ from secateur.budgets.costs import CostModel
 from secateur.compaction.compact import cut_of
 from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2, activity
+from secateur.pruning.conditional import Conditional, When
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, Credit, task_loss
@@ -50,6 +51,7 @@ class Pruner:
         groups: what has gates, in the order of the gates.
         costs: cost as a function of open units.
         controller: the state of the budget or penalty, for displays (``controller.target``); None without either.
+        conditional: what `loss` leaves out of its passes.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Pruner:
         controller: Controller | PenaltyTerm | None,
         examples: tuple[Example, ...],
         l2: ActivityL2 | None = None,
+        conditional: When = False,
     ) -> None:
         self.structure = units.structure
         self.groups: tuple[Group, ...] = units.groups
@@ -72,6 +75,7 @@ class Pruner:
         self._examples = examples
         self._l2 = l2
         self._removal = Removal(units)
+        self.conditional = Conditional(conditional, units, self._removal)
         self._landing = Landing(units, costs, self._scores)
         self._checked = False
 
@@ -140,7 +144,8 @@ class Pruner:
         Raises:
             GateError: the closure returns no finite scalar; gates, draws, buffers and random states are unchanged then.
         """
-        task = task_loss(self.model, closure, draws, credit)
+        model = self.model
+        task = self.conditional.run(model, closure, lambda: task_loss(model, closure, draws, credit))
         pressure = self._pressure(task.detach() if self.gates.training else None)
         return scale * (task if pressure is None else task + pressure.to(task.device))
 

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from secateur.structure.select import select_input_
 
-__all__ = ["read_all", "read_only", "settle"]
+__all__ = ["read_all", "read_only", "reads_some", "settle"]
 
 
 class _Reads:
@@ -49,6 +49,11 @@ def read_all(model: nn.Module) -> None:
     """Let every layer read its whole input again."""
     for module in model.modules():
         _taken(module)
+
+
+def reads_some(layer: nn.Module) -> bool:
+    """Whether a layer reads only some positions of its input."""
+    return any(isinstance(hook, _Reads) for hook in layer._forward_pre_hooks.values())
 
 
 def settle(model: nn.Module) -> None:
