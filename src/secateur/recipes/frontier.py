@@ -263,7 +263,10 @@ def _attached(sweep: Sweep, images: Images, share: float, seed: int, steps: int 
 
 def _phase(sweep: Sweep, share: float, seed: int) -> Phase:
     name = sweep.name(share, seed)
-    return sweep.schedule.whole(name, seed) if share == 1.0 else sweep.schedule.gated(name, seed)
+    if share == 1.0:
+        return sweep.schedule.whole(name, seed)
+    # Nothing is removed on the way: what one point closes the next may open again.
+    return replace(sweep.schedule.gated(name, seed), checks=0)
 
 
 def _checkpoint(sweep: Sweep, share: float, seed: int, stage: str = "trained") -> Checkpoint:
