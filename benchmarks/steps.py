@@ -14,15 +14,11 @@ largest sum of what torch's allocator has handed out within a step. Writes ``res
 from __future__ import annotations
 
 import argparse
-import copy
-import gc
 import itertools
 import json
 import platform
-import statistics
 import sys
 import textwrap
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -30,26 +26,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks.step_cases import CASES, METHODS, Case, by_hand  # noqa: E402
+from benchmarks.step_cases import CASES, METHODS, by_hand  # noqa: E402
+from benchmarks.step_clock import made, stepper, timed  # noqa: E402
+from benchmarks.step_costs import cost_rows, floor_rows, n_operators  # noqa: E402
 
 import secateur as sc  # noqa: E402
-from secateur.recipes.train import optimizer_step  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "steps.json", ROOT / "docs" / "benchmarks.md"
-#: Steps of each side before the clock counts: the first ones pay for allocation and for choosing kernels.
-WARM_UP = 3
 ABOUT = (
     "A gated step over a dense one: both take turns in one process, each round gives one ratio, and the tables have "
     "the median of the ratios with their quartiles. Seconds are those of the processor (others used the machine too), "
     "the optimizer is Adam, fused, on both sides. Memory is a ratio too, of the most that torch's allocator had handed "
-    "out at once within a step, with model and optimizer. Written by `benchmarks/steps.py`; no figure here is typed by "
-    "hand."
+    "out at once within a step, with model and optimizer. Operators are those that torch dispatches in a step, without "
+    "and with gates. The budget's reference falls in every step, so that all of it is at work. Written by "
+    "`benchmarks/steps.py`; no figure here is typed by hand."
 )
 #: Heading of each part, and what it measures.
 TITLES = {
@@ -64,60 +59,13 @@ TITLES = {
         "Compact over hand-built",
         "A forward pass, over that of the same widths written by hand",
     ),
+    "cost": ("What a budget takes", "Beside a dense step, over that step"),
+    "floor": (
+        "What stands between",
+        "A dense step and the least that gates add to it, over the dense step",
+    ),
     "compiled": ("Under torch.compile", "Both sides compiled"),
 }
-
-
-def _stepper(
-    model: nn.Module, case: Case, batch: tuple[Tensor, Tensor], pruner: sc.Pruner | None, run: nn.Module | None = None
-) -> Callable[[], None]:
-    """One optimizer step; fused Adam on both sides."""
-    x, y = batch
-    called = model if run is None else run
-    groups = list(model.parameters()) if pruner is None else pruner.param_groups(lr=1e-4, gate_lr=1e-4)
-    optimizer = torch.optim.Adam(groups, lr=1e-4, fused=True)
-
-    def closure() -> Tensor:
-        return F.cross_entropy(called(x), y)
-
-    def step() -> None:
-        optimizer_step(closure, [optimizer], pruner)
-
-    return step
-
-
-def _timed(one: Callable[[], None], other: Callable[[], None], rounds: int) -> dict[str, Any]:
-    """Both, turn by turn, the first of a round in alternation; seconds of the processor."""
-    for _ in range(WARM_UP):
-        one()
-        other()
-    times: dict[str, list[float]] = {"base": [], "ours": []}
-    sides = [("base", one), ("ours", other)]
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, side in sides:
-                start = time.process_time()
-                side()
-                times[name].append(time.process_time() - start)
-            sides.reverse()
-    finally:
-        gc.enable()
-    ratios = [b / a for a, b in zip(times["base"], times["ours"], strict=True)]
-    return {
-        "ratio": _spread(ratios),
-        "base_ms": _spread([1e3 * t for t in times["base"]]),
-        "ours_ms": _spread([1e3 * t for t in times["ours"]]),
-        "rounds": rounds,
-    }
-
-
-def _spread(values: Sequence[float]) -> list[float]:
-    """Quartiles: first, median, third."""
-    if len(values) < 2:
-        return [round(values[0], 5)] * 3
-    return [round(value, 5) for value in statistics.quantiles(values, n=4, method="inclusive")]
 
 
 def _peak(step: Callable[[], None]) -> int:
@@ -133,25 +81,17 @@ def _peak(step: Callable[[], None]) -> int:
     return most
 
 
-def _made(case: Case, method: sc.Method, gates: list[sc.Rule] | None, size: int) -> tuple[Any, Any, sc.Pruner]:
-    torch.manual_seed(0)
-    dense = case.build()
-    model = copy.deepcopy(dense)
-    batch = case.batch(size)
-    budget = sc.Budget(keep_params=0.5, steps=100_000)
-    pruner = sc.attach(model, examples=(batch[0][:2],), gates=gates, method=method, budget=budget)
-    return (dense, _stepper(dense, case, batch, None)), (model, _stepper(model, case, batch, pruner)), pruner
-
-
 def step_row(name: str, method: str, units: str, rounds: int, size: int | None = None) -> dict[str, Any]:
     """Gated over dense: time of a step, and peak memory."""
     case = CASES[name]
     gates = None if units == "structured" else [sc.Rule(units="weights")]
-    (_, base), (_, ours), _ = _made(case, METHODS[method](), gates, size or case.size)
-    found = _timed(base, ours, rounds)
+    (_, base), (_, ours), _ = made(case, METHODS[method](), gates, size or case.size)
+    found = timed(base, ours, rounds)
     held = _resident(base), _resident(ours)
     peaks = [_peak(step) for step in (base, ours)]
-    return {"network": name, "method": method, "units": units, **found, "peak": peaks, "held": held}
+    operators = [n_operators(step) for step in (base, ours)]
+    row = {"network": name, "method": method, "units": units, **found, "peak": peaks, "held": held}
+    return row | {"operators": operators}
 
 
 def _resident(step: Callable[[], None]) -> int:
@@ -180,7 +120,7 @@ def arm_rows(rounds: int) -> list[dict[str, Any]]:
             phi[torch.rand(len(phi)) < share] = -5.0
         if share:
             pruner.shrink([], checks=1)
-        found = _timed(_stepper(dense, case, batch, None), _stepper(model, case, batch, pruner), rounds)
+        found = timed(stepper(dense, case, batch, None), stepper(model, case, batch, pruner), rounds)
         rows.append({"network": "LeNet-5", "gone": share, **found})
     return rows
 
@@ -206,7 +146,7 @@ def compact_row(name: str, keep: float, rounds: int) -> dict[str, Any]:
 
         return once
 
-    return {"network": name, "keep": keep, **_timed(call(hand), call(small), rounds)}
+    return {"network": name, "keep": keep, **timed(call(hand), call(small), rounds)}
 
 
 def shrunk_row(name: str, gone: float, rounds: int) -> dict[str, Any]:
@@ -219,7 +159,7 @@ def shrunk_row(name: str, gone: float, rounds: int) -> dict[str, Any]:
         for parameter in pruner.gates.parameters():
             parameter[torch.rand(len(parameter)) < gone] = -60.0
     pruner.shrink([], checks=1)
-    found = _timed(_stepper(dense, case, batch, None), _stepper(model, case, batch, pruner), rounds)
+    found = timed(stepper(dense, case, batch, None), stepper(model, case, batch, pruner), rounds)
     return {"network": name, "gone": gone, **found}
 
 
@@ -230,9 +170,9 @@ def compiled_row(name: str, rounds: int) -> dict[str, Any]:
     dense, model, batch = case.build(), case.build(), case.batch(case.size)
     pruner = sc.attach(model, examples=(batch[0][:2],), budget=sc.Budget(keep_params=0.5, steps=100_000))
     try:
-        base = _stepper(dense, case, batch, None, torch.compile(dense))  # type: ignore[arg-type]
-        ours = _stepper(model, case, batch, pruner, torch.compile(model))  # type: ignore[arg-type]
-        return {"network": name, **_timed(base, ours, rounds)}
+        base = stepper(dense, case, batch, None, torch.compile(dense))  # type: ignore[arg-type]
+        ours = stepper(model, case, batch, pruner, torch.compile(model))  # type: ignore[arg-type]
+        return {"network": name, **timed(base, ours, rounds)}
     except Exception as error:  # noqa: BLE001 - a compiler may lack, and fails in many ways
         return {"network": name, "fails": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}
 
@@ -258,6 +198,19 @@ def _training(args: argparse.Namespace) -> Iterator[Row]:
             yield "weights", step_row(name, method, "weights", rounds, size)
 
 
+def _beside(args: argparse.Namespace) -> Iterator[Row]:
+    """What a budget takes of a step, and what gates take at the least."""
+    size = 2 if args.short else None
+    for name in [name for name in ("LeNet-5", "ResNet-20", "small GPT") if name in CASES and not args.short]:
+        if _wanted(args, "cost", name):
+            yield from (("cost", row) for row in cost_rows(name, max(1, args.rounds // 2)))
+    if args.short:
+        yield from (("cost", row) for row in cost_rows("LeNet-5", 1, size))
+    for name in [name for name in ("LeNet-300-100", "LeNet-5") if name in CASES]:
+        if _wanted(args, "floor", name):
+            yield from (("floor", row) for row in floor_rows(name, args.rounds, size))
+
+
 def _smaller(args: argparse.Namespace) -> Iterator[Row]:
     """Networks that have lost units."""
     if _wanted(args, "arm"):
@@ -274,7 +227,7 @@ def _smaller(args: argparse.Namespace) -> Iterator[Row]:
 def measured(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All parts that were asked for."""
     parts: dict[str, list[dict[str, Any]]] = {}
-    for part, row in itertools.chain(_training(args), _smaller(args)):
+    for part, row in itertools.chain(_training(args), _beside(args), _smaller(args)):
         print(part, *(row.get(key, "") for key in ("network", "method", "gone", "keep", "ratio", "fails")), flush=True)
         parts.setdefault(part, []).append(row)
     return parts
@@ -289,13 +242,15 @@ def _line(row: dict[str, Any]) -> str:
     shares = {"gone": "{:.0%} gone", "keep": "{:.0%} kept"}
     kind = row.get("method") or " ".join(text.format(row[key]) for key, text in shares.items() if key in row)
     if "fails" in row:
-        return f"| {row['network']} | {kind} | fails: {row['fails']} | | | |"
-    memory = ""
+        return f"| {row['network']} | {kind} | fails: {row['fails']} | | | | |"
+    memory = operators = ""
+    if "operators" in row:
+        operators = " to ".join(str(count) for count in row["operators"])
     if "peak" in row:
         dense, ours = (peak + held for peak, held in zip(row["peak"], row["held"], strict=True))
         memory = f"{ours / dense:.3f}"
     times = " | ".join(f"{row[key][1]:.2f}" for key in ("base_ms", "ours_ms"))
-    return f"| {row['network']} | {kind} | {_ratio(row)} | {times} | {memory} |"
+    return f"| {row['network']} | {kind} | {_ratio(row)} | {times} | {memory} | {operators} |"
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -311,8 +266,8 @@ def page(record: dict[str, Any]) -> str:
             heading, what = TITLES[part]
             lines += ["", f"## {heading}, {threads} thread{'s' * (threads != '1')}", "", f"{what}.", ""]
             lines += [
-                "| network | | ratio | base, ms | ours, ms | memory |",
-                "| --- | --- | ---: | ---: | ---: | ---: |",
+                "| network | | ratio | base, ms | ours, ms | memory | operators |",
+                "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
             ]
             lines += [_line(row) for row in rows]
     made = ", ".join(f"{package} {number}" for package, number in record["versions"].items())

@@ -37,7 +37,7 @@ def test_each_part_runs_and_has_a_line_on_the_page(steps: ModuleType, monkeypatc
     monkeypatch.setattr(steps, "METHODS", {"hard-concrete": steps.METHODS["hard-concrete"]})
     monkeypatch.setattr(steps, "CASES", {name: steps.CASES[name] for name in ("LeNet-300-100", "LeNet-5")})
     parts = steps.measured(steps.arguments(["--short"]))
-    assert set(parts) == {"steps", "weights", "arm", "shrunk", "compact"}
+    assert set(parts) == {"steps", "weights", "arm", "shrunk", "compact", "cost", "floor"}
     assert all(len(row["ratio"]) == 3 and min(row["ratio"]) > 0 for rows in parts.values() for row in rows)
     assert all(min(row["peak"]) > 0 and min(row["held"]) > 0 for row in parts["steps"])
     text = steps.page({"threads": {"1": parts}, "versions": {"torch": "0"}})

@@ -136,6 +136,27 @@ def test_answers_have_one_entry_a_unit_and_keep_the_type(row, dtype):
         assert answer.isfinite().all()
 
 
+@pytest.mark.parametrize("draws", [(), (4,)], ids=["one draw", "four draws"])
+def test_a_draw_in_closed_form_is_the_sample_with_the_gradient_that_autograd_finds(row, draws):
+    method, norms = row.method, norms_for(row.method, dtype=torch.float64)
+    params = scattered(method, dtype=torch.float64)
+    noise = method.noise(LAYOUT, generator(), dtype=torch.float64, draws=draws)
+    found = method.drawn(params, LAYOUT, noise, norms)
+    if found is None:
+        assert method.estimator == "pathwise"
+        return
+    values, pull = found
+    twins = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in params.items()}
+    sample = method.sample(twins, LAYOUT, noise, norms)
+    assert torch.equal(values, sample.detach())
+    if method.estimator != "pathwise":
+        return
+    for seed in (1, 2):  # a second time as the first: it may be asked again
+        outer = torch.randn(sample.shape, generator=generator(seed), dtype=torch.float64)
+        wanted = torch.autograd.grad(sample, twins.values(), outer, retain_graph=True)
+        torch.testing.assert_close(list(pull(outer).values()), list(wanted))
+
+
 def test_several_draws_come_at_once(row):
     method, norms = row.method, norms_for(row.method)
     noise = method.noise(LAYOUT, generator(), draws=(4, 3))

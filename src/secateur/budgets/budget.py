@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -293,7 +293,9 @@ class PenaltyTerm:
         return self._factor * self.costs.expected(prob_open, self.penalty.kind)
 
     @torch.no_grad()
-    def step(self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | None = None) -> None:
+    def step(
+        self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | Callable[[], Tensor] | None = None
+    ) -> None:
         """Note the costs, once after each optimizer step."""
         values = self.costs.expected_vector(prob_open).tolist()
         if not all(math.isfinite(value) for value in values):

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.budgets.costs import CostModel
+from secateur.budgets.order import SMALLEST, Order
 from secateur.budgets.projection import flips, goals, settled
+from secateur.budgets.runs import on_host
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
@@ -32,8 +35,6 @@ LARGEST_PUSH = 1e3
 LARGEST_UNTOLD = 1e6
 #: The loss counts as at least this share of its largest running mean: pressure does not fade where a loss is nearly 0.
 LEAST_SCALE = 0.01
-#: What is divided by, or has its logarithm taken, is at least this.
-SMALLEST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Controller:
         self._scale: float | None = None
         self._peak = 0.0
         self._losses: list[float] = []
-        self._weights: Tensor | None = None
+        self._weights: NDArray[Any] | None = None
         self._costs_now = (costs.dense, costs.dense)
 
     @property
@@ -204,31 +205,40 @@ class Controller:
         prices = {kind: price for kind, price in self.prices.items() if price}
         if not prices and self._weights is None:
             return prob_open.new_zeros(())
-        point = self.costs.at(prob_open)
+        chances = on_host(prob_open)
+        point = self.costs.at(chances)
         values = {kind: max(cost, SMALLEST) for kind, cost in zip(self.costs.rows, point.values.tolist(), strict=True)}
         scale = scale or 1.0
-        value = scale * sum(price * math.log(values[kind] / self.reference(kind)) for kind, price in prices.items())
-        weights = [scale * prices.get(kind, 0.0) / cost for kind, cost in values.items()]
-        pull = point.pull(weights, prob_open.dtype) if prices else torch.zeros_like(prob_open)
+        value, pull = 0.0, None
+        if prices:
+            value = scale * sum(price * math.log(values[kind] / self.reference(kind)) for kind, price in prices.items())
+            weights = [scale * prices.get(kind, 0.0) / cost for kind, cost in values.items()]
+            pull = point.pull(weights, chances.dtype)
         if self._weights is not None:
             worst = [scale / cost if kind == self._worst else 0.0 for kind, cost in values.items()]
-            pull = torch.addcmul(pull, self._weights.to(pull), point.pull(worst, prob_open.dtype))
-        return _Pulled.apply(prob_open, pull, value)  # type: ignore[no-any-return, no-untyped-call]
+            pushed = point.pull(worst, chances.dtype)
+            pushed *= self._weights
+            pull = pushed if pull is None else np.add(pull, pushed, out=pull)
+        return _Pulled.apply(prob_open, torch.from_numpy(pull).to(prob_open), value)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
-    def step(self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | None = None) -> None:
+    def step(
+        self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | Callable[[], Tensor] | None = None
+    ) -> None:
         """Move the multipliers; once after each optimizer step.
 
         Args:
             prob_open: ``(U,)``, chance of each unit, or what stands for it.
             fixed_open: bool ``(U,)``, units that evaluation opens.
             scores: ``(U,)``, the order in which units are pushed closed, lowest first, infinite for units without a
-                gate; by default the chances, where exactly 1 means no gate.
+                gate, or what gives it, asked where units must flip; by default the chances, where exactly 1 means no
+                gate.
 
         Raises:
             BudgetError: a chance is not finite; nothing was changed.
         """
-        values = dict(zip(self.costs.rows, self.costs.expected_vector(prob_open).tolist(), strict=True))
+        chances, is_open = on_host(prob_open), on_host(fixed_open)
+        values = dict(zip(self.costs.rows, self.costs.expected_values(chances).tolist(), strict=True))
         wrong = [f"{kind} {value}" for kind, value in values.items() if not math.isfinite(value)]
         if wrong:
             self._losses.clear()
@@ -236,9 +246,8 @@ class Controller:
                 f"Controller.step: the expected cost is {', '.join(wrong)}, expected finite numbers; the multipliers"
                 " are unchanged. The gates' parameters have diverged: lower gate_lr and start from the last checkpoint"
             )
-        if scores is None:
-            scores = prob_open.clamp(min=SMALLEST).log().masked_fill(prob_open == 1.0, math.inf)
-        exact = self.costs.exact(fixed_open)
+        n_open = self.costs.n_open(is_open)
+        exact = self.costs.cut(n_open)
         if not self._start:
             self._start = {kind: math.log(max(exact.of(kind), 1)) for kind in self.target}
         self.steps += 1
@@ -249,7 +258,9 @@ class Controller:
             self._peak = max(self._peak, self._scale)
             self._losses.clear()
         self._ascend(values)
-        self._steer(exact, fixed_open, scores)
+        if self.control.push_growth:
+            order = Order(self.costs, chances, n_open, scores)
+            self._weights = self._steered(exact, n_open, is_open, order)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as numbers and one tensor."""
@@ -263,7 +274,7 @@ class Controller:
             "start": dict(self._start),
             "scale": self._scale,
             "peak": self._peak,
-            "weights": None if self._weights is None else self._weights.clone(),
+            "weights": None if self._weights is None else torch.from_numpy(self._weights.copy()),
             "costs": [[cost.of(name) for name in self.costs.rows] for cost in self._costs_now],
         }
 
@@ -281,7 +292,7 @@ class Controller:
         self.steps, self.push, self._worst = int(state["steps"]), float(state["push"]), state["worst"]
         self.prices, self._integral = dict(state["prices"]), dict(state["integral"])
         self._start, self._scale, self._peak = dict(state["start"]), state["scale"], state["peak"]
-        self._weights = None if state["weights"] is None else state["weights"].clone()
+        self._weights = None if state["weights"] is None else on_host(state["weights"]).copy()
         expected, exact = (self.costs.cost(numbers) for numbers in state["costs"])
         self._costs_now = expected, exact
         self._losses.clear()
@@ -304,19 +315,15 @@ class Controller:
             price = self._integral[kind] + control.proportional * violation
             self.prices[kind] = min(max(price, 0.0), control.price_limit)
 
-    def _steer(self, exact: Cost, is_open: Tensor, scores: Tensor) -> None:
-        """Choose the units to push, and grow or shrink the push."""
+    def _steered(
+        self, exact: Cost, n_open: NDArray[np.int64], is_open: NDArray[np.bool_], order: Order
+    ) -> NDArray[Any]:
+        """Choose the units to push, and grow or shrink the push; how much each one is pushed, ``(U,)``."""
         control = self.control
-        if not control.push_growth:
-            return
-        n_open = self.costs.n_open(is_open)
-        # The fewer units a group has left, the dearer they are: shares of the cost move alike, not counts.
-        scarce = np.log(np.asarray(self.costs.sizes) / np.maximum(n_open, 1))
-        scores = self.costs.spread(torch.from_numpy(scarce).to(scores)) + scores
-        weights, off, over = self._misplaced(exact, is_open, scores)
+        weights, off, over = self._misplaced(exact, is_open, order)
         for group in np.flatnonzero(n_open < self.costs.floor).tolist():
-            own = torch.nonzero(self.costs.segment_on(scores.device) == group).flatten()
-            weights[own[scores[own].argmax()]] = -1.0
+            own = np.flatnonzero(self.costs.segment.numpy() == group)
+            weights[own[order.scores[own].argmax()]] = -1.0
         falling = self.hold < self.steps < self.hold + self.ramp
         allowed = control.tolerance
         if falling:
@@ -329,9 +336,10 @@ class Controller:
         growth = (0.5 if falling else 1.0) * control.push_growth if size > 0.0 else control.push_decay
         largest = LARGEST_UNTOLD if self._scale is None else LARGEST_PUSH
         self.push = min(max(self.push * (1.0 + growth * size), LEAST_PUSH), largest)
-        self._weights = min(max(off / allowed, 1.0), control.push_gain) * self.push * weights
+        weights *= min(max(off / allowed, 1.0), control.push_gain) * self.push
+        return weights
 
-    def _misplaced(self, exact: Cost, is_open: Tensor, scores: Tensor) -> tuple[Tensor, float, bool]:
+    def _misplaced(self, exact: Cost, is_open: NDArray[np.bool_], order: Order) -> tuple[NDArray[Any], float, bool]:
         """Direction of the push for each unit ``(U,)``, positive towards closed, how far off the cost is, if over."""
         control = self.control
         now = {kind: math.log(max(exact.of(kind), 1)) for kind in self.target}
@@ -339,29 +347,37 @@ class Controller:
         self._worst = max(over, key=lambda kind: over[kind])
         # At the target a unit that opens again costs another one: what is closed is held as hard as others are closed.
         hold = 1.0 if self._arrived else control.hold
-        weights = (~is_open).to(scores.dtype) * hold
+        weights = np.multiply(~is_open, hold, dtype=order.dtype)
         if over[self._worst] > 0.0:
             goal = next(goal for goal in goals(self.target) if self._worst in goal)
             limits = {kind: int(self.reference(kind)) for kind in goal}
-            weights[self._to_flip(scores, is_open, limits, goal, closing=True)] = 1.0
+            weights[self._to_flip(order.scores, is_open, limits, goal, closing=True)] = 1.0
             return weights, over[self._worst], True
         under = {kind: math.log(max(self.target[kind], 1)) - cost for kind, cost in now.items()}
         for goal in goals(self.target) if self.equality else ():
             least = min(goal, key=lambda kind: under[kind])
-            if under[least] > 0.0 and len(move := self._to_flip(scores, is_open, self.target, goal, closing=False)):
+            if under[least] > 0.0 and len(
+                move := self._to_flip(order.scores, is_open, self.target, goal, closing=False)
+            ):
                 self._worst = least
-                weights.fill_(-control.leak)
+                weights.fill(-control.leak)
                 weights[move] = -1.0
                 return weights, under[least], False
         return weights, 0.0, False
 
     def _to_flip(
-        self, scores: Tensor, is_open: Tensor, limits: Mapping[str, int], goal: Mapping[str, int], *, closing: bool
-    ) -> Tensor:
+        self,
+        scores: NDArray[Any],
+        is_open: NDArray[np.bool_],
+        limits: Mapping[str, int],
+        goal: Mapping[str, int],
+        *,
+        closing: bool,
+    ) -> NDArray[np.int64]:
         found = flips(self.costs, scores, is_open, limits, goal, closing=closing)
         if self._arrived and (len(found) or not closing):
             found = settled(self.costs, scores, is_open, limits, goal, found, closing=closing)
-        return torch.from_numpy(found).to(scores.device)
+        return found
 
 
 class _Pulled(torch.autograd.Function):
@@ -370,7 +386,7 @@ class _Pulled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, prob_open: Tensor, pull: Tensor, value: float) -> Tensor:
         ctx.pull = pull
-        return prob_open.new_tensor(value)
+        return prob_open.new_full((), value)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

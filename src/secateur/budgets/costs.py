@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.budgets.counting import Counting
-from secateur.budgets.expectation import Point, Tables, expectation, sharing, tabulate
+from secateur.budgets.expectation import Point, expectation, sharing, tabulate
 from secateur.budgets.parts import Part, with_parts
+from secateur.budgets.runs import on_host
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
@@ -43,8 +44,8 @@ class CostModel:
     .. math:: C(n) = \sum_t c_t \prod_{a \in t} \Big(f_a + \sum_g m_{ag} n_g\Big), \qquad n_g = \sum_{i \in g} z_i
 
     Units of all groups of the structure stand in a row, in the order of ``structure.groups``: vectors of shape
-    ``(U,)``. A group without a gate has chance 1. All evaluations are a handful of tensor operators, whatever the
-    number of layers.
+    ``(U,)``. A group without a gate has chance 1. All evaluations are a handful of array operators on the host,
+    whatever the number of layers.
 
     Args:
         structure: the model's description; its ``groups``, ``axes`` and ``terms`` are read.
@@ -92,12 +93,11 @@ class CostModel:
         terms = [term for row in self._terms for term in row]
         owner = np.repeat(np.arange(len(self._terms)), [len(row) for row in self._terms])
         self._highest = max((sharing(term, axes) for term in terms), default=1)
-        tables = tabulate(axes, terms, owner, self.sizes, (len(self._terms), self._highest))
-        self._tables = {torch.device("cpu"): tables}
+        self._tables = tables = tabulate(axes, terms, owner, self.sizes, (len(self._terms), self._highest))
         # Apart: measured coefficients are no whole numbers, and would take the counts' exactness.
-        self._counting = Counting(axes, [*structure.terms[:2], *of_parts])
+        self._counting = Counting(axes, [*structure.terms[:2], (), *of_parts])
         self._timing = Counting(axes, structure.terms[2:])
-        self.segment: Tensor = tables.runs.segment
+        self.segment: Tensor = torch.from_numpy(tables.runs.segment)
         self.dense: Cost = self.count(self.sizes)
         #: units of each group that a cut leaves at least, ``(G,)``
         self.floor: NDArray[np.int64] = np.array([min(g.size, g.least) for g in structure.groups], dtype=np.int64)
@@ -131,12 +131,17 @@ class CostModel:
         """
         self._check_units(prob_open)
         dtype = torch.promote_types(prob_open.dtype, torch.float32)
-        return expectation(prob_open.to(dtype), self._on(prob_open.device))
+        return expectation(prob_open.to(dtype), self._tables)
 
-    def at(self, prob_open: Tensor) -> Point:
+    def at(self, prob_open: Tensor | NDArray[Any]) -> Point:
         """All expected costs at chances ``(U,)`` with their slopes, group by group, without a graph."""
         self._check_units(prob_open)
-        return self._on(prob_open.device).at(prob_open.detach())
+        return self._tables.at(on_host(prob_open))
+
+    def expected_values(self, prob_open: NDArray[Any]) -> NDArray[np.float64]:
+        """All expected costs ``(R,)`` at chances ``(U,)``, as :meth:`at` has them."""
+        self._check_units(prob_open)
+        return self._tables.values(prob_open)
 
     def slopes(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
         """All expected costs, and how they grow with each unit's chance.
@@ -145,10 +150,11 @@ class CostModel:
             prob_open: ``(U,)``.
 
         Returns:
-            ``(R,)`` and ``(R, U)``, without a graph, in the device's widest precision.
+            ``(R,)`` and ``(R, U)``, without a graph, in double precision on the CPU.
         """
         point = self.at(prob_open)
-        return point.values, torch.stack([point.pull(row) for row in torch.eye(len(self.rows)).to(point.values)])
+        slopes = np.stack([point.pull(row) for row in np.eye(len(self.rows))])
+        return torch.from_numpy(point.values), torch.from_numpy(slopes)
 
     def exact(self, is_open: Tensor) -> Cost:
         """Cost of the model that is left when the closed units are cut out.
@@ -170,18 +176,13 @@ class CostModel:
         """`cut` of many patterns at once: ``(..., G)`` to costs in the order of `rows`, ``(..., R)``."""
         return self._counts(np.maximum(n_open, self.floor))
 
-    def n_open(self, is_open: Tensor) -> NDArray[np.int64]:
-        """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``. Only these numbers leave a device."""
-        counts: NDArray[np.int64] = self._on(is_open.device).runs.count(is_open.detach()).cpu().numpy()
-        return counts
+    def n_open(self, is_open: Tensor | NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Open units of each group, int64 ``(G,)``; ``is_open`` is bool ``(U,)``."""
+        return self._tables.runs.count(on_host(is_open))
 
-    def segment_on(self, device: torch.device) -> Tensor:
-        """`segment` on that device."""
-        return self._on(device).runs.segment
-
-    def spread(self, values: Tensor) -> Tensor:
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Each group's value at each of its units, ``(G,)`` to ``(U,)``."""
-        return self._on(values.device).runs.spread(values)
+        return self._tables.runs.spread(values)
 
     def count(self, n_open: Sequence[int] | NDArray[np.int64]) -> Cost:
         """Cost with so many units of each group, ``(G,)`` integers, counted in integers."""
@@ -219,18 +220,14 @@ class CostModel:
     def _counts(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
         """Costs ``(..., R)`` of so many units of each group ``(..., G)``."""
         counts = self._counting(n_open)
-        time = self._timing(n_open) if self.structure.terms[2] else np.zeros_like(counts[..., :1])
-        return np.concatenate([counts[..., :2], time, counts[..., 2:]], axis=-1)
+        if self.structure.terms[2]:
+            counts[..., KINDS.index("latency")] = self._timing(n_open)[..., 0]
+        return counts
 
-    def _on(self, device: torch.device) -> Tables:
-        if device not in self._tables:
-            self._tables[device] = self._tables[torch.device("cpu")].to(device)
-        return self._tables[device]
-
-    def _check_units(self, vector: Tensor) -> None:
+    def _check_units(self, vector: Tensor | NDArray[Any]) -> None:
         if vector.shape != (self.total,):
             raise BudgetError(
-                f"CostModel: got a tensor of shape {tuple(vector.shape)}, expected ({self.total},), one entry for each "
+                f"CostModel: got a vector of shape {tuple(vector.shape)}, expected ({self.total},), one entry for each "
                 f"unit of all {len(self.sizes)} groups in the order of structure.groups"
             )
 

@@ -29,11 +29,14 @@ class Counting:
     """
 
     def __init__(self, axes: Sequence[Axis], kinds: Sequence[Sequence[Term]]) -> None:
-        entries = sorted((a, g, m) for a, axis in enumerate(axes) for g, m in axis.per_group)
-        axis, self._group, self._multiplicity = np.array(entries, dtype=np.int64).reshape(-1, 3).T
         # The last axis, of size 1, fills up terms that have fewer factors than others.
         self._fixed = np.array([axis.fixed for axis in axes] + [1], dtype=np.int64)
-        self._variable, self._starts = np.unique(axis, return_index=True)
+        n_groups = 1 + max((group for axis in axes for group, _ in axis.per_group), default=-1)
+        # Sizes are far under 2^53, up to where products in double precision are exact, and faster than in integers.
+        self._multiplicity = np.zeros((n_groups, len(axes) + 1))
+        for number, axis in enumerate(axes):
+            for group, multiplicity in axis.per_group:
+                self._multiplicity[group, number] += multiplicity
         terms = [term for kind in kinds for term in kind]
         width = max((len(term.axes) for term in terms), default=1) or 1
         padded = [[*term.axes, *[len(axes)] * (width - len(term.axes))] for term in terms]
@@ -41,21 +44,22 @@ class Counting:
         real = np.array([term.coefficient for term in terms], dtype=np.float64)
         whole = np.rint(real).astype(np.int64)
         self._coefficients: NDArray[np.int64] | NDArray[np.float64] = whole if np.all(whole == real) else real
-        self._ends = np.cumsum([0, *(len(kind) for kind in kinds)])
+        owner = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
+        #: coefficients in the column of their kind, ``(T, kinds)``
+        self._sums = np.eye(len(kinds), dtype=self._coefficients.dtype)[owner] * self._coefficients[:, None]
 
     def by_term(self, n_open: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
         """Cost of every term ``(..., T)`` with so many units of each group ``(..., G)``."""
-        sizes = np.broadcast_to(self._fixed, (*n_open.shape[:-1], len(self._fixed))).copy()
-        if len(self._variable):
-            parts = n_open[..., self._group] * self._multiplicity
-            sizes[..., self._variable] += np.add.reduceat(parts, self._starts, axis=-1)
-        product: NDArray[np.int64] | NDArray[np.float64] = self._coefficients
-        for row in self._factors:
-            product = product * sizes[..., row]
-        return product
+        return self._products(n_open) * self._coefficients
 
     def __call__(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
         """Costs ``(..., kinds)`` with so many units of each group ``(..., G)``."""
-        terms = self.by_term(n_open)
-        sums = [terms[..., a:b].sum(-1) for a, b in zip(self._ends, self._ends[1:], strict=False)]
-        return np.rint(np.stack(sums, -1)).astype(np.int64) if terms.dtype.kind == "f" else np.stack(sums, -1)
+        sums = self._products(n_open) @ self._sums
+        return sums if sums.dtype.kind == "i" else np.rint(sums).astype(np.int64)
+
+    def _products(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Product of the axes of every term, ``(..., T)``."""
+        variable = n_open[..., : len(self._multiplicity)] @ self._multiplicity
+        sizes = self._fixed + variable.astype(np.int64)
+        products: NDArray[np.int64] = sizes[..., self._factors].prod(-2)
+        return products

@@ -1,4 +1,4 @@
-"""The cost polynomials in expectation: values and slopes for independent units, by a handful of tensor operators.
+"""The cost polynomials in expectation: values and slopes for independent units, by a handful of array operators.
 
 Index conventions: ``U`` units, ``G`` groups, ``K`` the most often that one group occurs in a term, ``N`` blocks, ``M``
 monomials, ``W`` factors of the widest, ``R`` kinds of cost.
@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.budgets.runs import Runs
+from secateur.budgets.runs import Runs, on_host
 from secateur.structure.groups import Axis, Term
 
 __all__ = ["Point", "Tables", "expectation", "sharing", "tabulate"]
@@ -34,38 +33,27 @@ class Point:
         runs: where groups stand.
     """
 
-    values: Tensor
-    in_sums: Tensor
-    slopes: Sequence[Tensor | None]
+    values: NDArray[np.float64]
+    in_sums: NDArray[np.float64]
+    slopes: Sequence[NDArray[Any] | None]
     runs: Runs
 
-    def pull(self, weights: Tensor | Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
-        """Slopes of a weighted sum of the costs in each unit's chance, ``(R,)`` to ``(U,)``."""
-        given = torch.as_tensor(weights, dtype=self.in_sums.dtype, device=self.in_sums.device)
-        by_order = (given @ self.in_sums).to(self.in_sums.dtype if dtype is None else dtype)
+    def pull(self, weights: Sequence[float] | NDArray[np.float64], dtype: Any = np.float64) -> NDArray[Any]:
+        """Slopes of a weighted sum of the costs in each unit's chance, ``(R,)`` to ``(U,)`` of that type."""
+        by_order = (np.asarray(weights, dtype=np.float64) @ self.in_sums).astype(dtype, copy=False)
         if len(self.slopes) == 1:
             return self.runs.spread(by_order)
-        first, *others = by_order.view(len(self.slopes), -1)
+        first, *others = by_order.reshape(len(self.slopes), -1)
         total = self.runs.spread(first)
         for row, slope in zip(others, self.slopes[1:], strict=True):
             assert slope is not None
-            total = torch.addcmul(total, self.runs.spread(row), slope.to(row.dtype))
+            total += self.runs.spread(row) * slope.astype(dtype, copy=False)
         return total
 
 
-class _Products(NamedTuple):
-    """The tables as the arrays that one kind of device computes with, with each row of factors as a 0/1 matrix."""
-
-    fixed: Any
-    weight: Any
-    coefficients: Any
-    factors: tuple[Any, ...]
-    scatters: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tables:
-    """The polynomials as flat tensors of one device.
+    """The polynomials as flat arrays.
 
     Args:
         runs: where groups stand.
@@ -73,86 +61,49 @@ class Tables:
         weight: ``(N + 1, K * G)``, product of multiplicities by which a sum over a group enters a block.
         factors: int64 ``(W, M)``, the blocks that each monomial multiplies.
         coefficients: ``(R, M)``, of parameters, MACs, latency and parts.
-        n_groups: G.
         highest: K.
     """
 
     runs: Runs
-    fixed: Tensor
-    weight: Tensor
-    factors: Tensor
-    coefficients: Tensor
-    n_groups: int
+    fixed: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    factors: NDArray[np.int64]
+    coefficients: NDArray[np.float64]
     highest: int
 
-    def to(self, device: torch.device) -> Tables:
-        """The same on that device, in its widest precision."""
-        # Devices without float64 count in float32.
-        real = torch.float32 if device.type == "mps" else torch.float64
-        return Tables(
-            Runs(self.runs.sizes, self.runs.segment.to(device)),
-            self.fixed.to(device, real),
-            self.weight.to(device, real),
-            self.factors.to(device),
-            self.coefficients.to(device, real),
-            self.n_groups,
-            self.highest,
-        )
-
-    def values(self, prob_open: Tensor) -> Tensor:
+    def values(self, prob_open: NDArray[Any]) -> NDArray[np.float64]:
         """Expected costs ``(R,)`` at chances ``(U,)``."""
         with np.errstate(all="ignore"):  # what is not finite is told by whoever asked
-            return self._values(prob_open)
+            factors = self._blocks(_cumulants(self._wide(prob_open), self.highest)[0])[self.factors]
+            values: NDArray[np.float64] = self.coefficients @ factors.prod(0)
+        return values
 
-    def _values(self, prob_open: Tensor) -> Tensor:
-        blocks = self._blocks(_cumulants(self._wide(prob_open), self.highest)[0])
-        product = self._products.coefficients
-        for row in self._products.factors:
-            product = product * blocks[row]
-        return torch.as_tensor(product.sum(-1))
-
-    def at(self, prob_open: Tensor) -> Point:
+    def at(self, prob_open: NDArray[Any]) -> Point:
         """Expected costs with their slopes: units to group sums, to blocks, to monomials, and back."""
         with np.errstate(all="ignore"):
-            return self._at(prob_open)
+            cumulants, slopes = _cumulants(self._wide(prob_open), self.highest)
+            factors = list(self._blocks(cumulants)[self.factors])
+            in_blocks: Any = 0.0
+            for number, scatter in enumerate(self._scatters):
+                others = self.coefficients
+                for factor in (*factors[:number], *factors[number + 1 :]):
+                    others = others * factor
+                in_blocks = in_blocks + others @ scatter
+            return Point(others @ factors[-1], in_blocks @ self.weight, slopes, self.runs)
 
-    def _at(self, prob_open: Tensor) -> Point:
-        cumulants, slopes = _cumulants(self._wide(prob_open), self.highest)
-        blocks, products = self._blocks(cumulants), self._products
-        factors = [blocks[row] for row in products.factors]
-        in_blocks = 0.0
-        for number, scatter in enumerate(products.scatters):
-            others = products.coefficients
-            for factor in (*factors[:number], *factors[number + 1 :]):
-                others = others * factor
-            in_blocks = in_blocks + others @ scatter
-        values, in_sums = (torch.as_tensor(one) for one in (others @ factors[-1], in_blocks @ products.weight))
-        return Point(values, in_sums, slopes, self.runs)
-
-    def _wide(self, prob_open: Tensor) -> Tensor:
+    def _wide(self, prob_open: NDArray[Any]) -> NDArray[Any]:
         # Sums are wide in any case; powers of the chances must be, too.
-        return prob_open if self.highest == 1 else prob_open.to(self.fixed.dtype)
+        return prob_open if self.highest == 1 else prob_open.astype(np.float64)
 
-    def _blocks(self, cumulants: Sequence[Tensor]) -> Any:
-        sums = torch.cat([self.runs.sum(row, self.fixed.dtype) for row in cumulants])
-        products = self._products
-        return products.fixed + products.weight @ (sums.numpy() if sums.device.type == "cpu" else sums)
+    def _blocks(self, cumulants: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        sums = [self.runs.sum(row) for row in cumulants]
+        blocks: NDArray[np.float64] = self.fixed + self.weight @ (sums[0] if len(sums) == 1 else np.concatenate(sums))
+        return blocks
 
     @cached_property
-    def _products(self) -> _Products:
-        """What is multiplied, in numpy on the CPU, where an operator of torch on so few numbers is mostly overhead."""
-        scatters = [F.one_hot(row, len(self.fixed)).to(self.fixed.dtype) for row in self.factors]
-
-        def as_is(tensor: Tensor) -> Any:
-            return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-        return _Products(
-            as_is(self.fixed),
-            as_is(self.weight),
-            as_is(self.coefficients),
-            tuple(as_is(row) for row in self.factors),
-            tuple(as_is(row) for row in scatters),
-        )
+    def _scatters(self) -> tuple[NDArray[np.float64], ...]:
+        """Each row of factors as a 0/1 matrix, from monomials to blocks."""
+        return tuple(np.eye(len(self.fixed))[row] for row in self.factors)
 
 
 def sharing(term: Term, axes: Sequence[Axis]) -> int:
@@ -208,25 +159,23 @@ def tabulate(
             weight[position, (len(block) - 1) * len(sizes) + group] = product
     width = max((len(factors) for factors in monomials), default=1) or 1
     padded = [[*factors, *[len(blocks)] * (width - len(factors))] for factors in monomials]
-    segment = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
     return Tables(
-        runs=Runs(tuple(sizes), segment),
-        fixed=torch.from_numpy(fixed),
-        weight=torch.from_numpy(weight),
-        factors=torch.tensor(padded, dtype=torch.int64).reshape(-1, width).T.contiguous(),
-        coefficients=torch.from_numpy(np.stack([*monomials.values()], axis=1) if monomials else np.zeros((n_rows, 0))),
-        n_groups=len(sizes),
+        runs=Runs(tuple(sizes)),
+        fixed=fixed,
+        weight=weight,
+        factors=np.ascontiguousarray(np.array(padded, dtype=np.int64).reshape(-1, width).T),
+        coefficients=np.stack([*monomials.values()], axis=1) if monomials else np.zeros((n_rows, 0)),
         highest=highest,
     )
 
 
-def _cumulants(chance: Tensor, highest: int) -> tuple[list[Tensor], list[Tensor | None]]:
+def _cumulants(chance: NDArray[Any], highest: int) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None]]:
     """The first cumulants of Bernoulli variables, ``(U,)`` each, and their derivatives in the chance (None for 1).
 
     They are polynomials in the chance p by ``k_1 = p, k_(j+1) = p (1 - p) dk_j/dp`` (an exponential family's).
     """
-    rows: list[Tensor] = [chance]
-    slopes: list[Tensor | None] = [None]
+    rows: list[NDArray[Any]] = [chance]
+    slopes: list[NDArray[Any] | None] = [None]
     polynomial = np.array([0.0, 1.0])
     for _ in range(highest - 1):
         polynomial = np.convolve(_derivative(polynomial), [0.0, 1.0, -1.0])
@@ -239,17 +188,17 @@ def _derivative(polynomial: NDArray[np.float64]) -> NDArray[np.float64]:
     return polynomial[1:] * np.arange(1, len(polynomial))
 
 
-def _horner(polynomial: NDArray[np.float64], at: Tensor) -> Tensor:
-    value = torch.full_like(at, float(polynomial[-1]))
+def _horner(polynomial: NDArray[np.float64], at: NDArray[Any]) -> NDArray[Any]:
+    value = np.full_like(at, polynomial[-1])
     for coefficient in polynomial[-2::-1]:
-        value = value * at + float(coefficient)
+        value = value * at + coefficient
     return value
 
 
 def expectation(prob_open: Tensor, tables: Tables) -> Tensor:
     """Costs ``(R,)``, differentiable in ``prob_open`` ``(U,)`` once."""
     if not (prob_open.requires_grad and torch.is_grad_enabled()):
-        return tables.values(prob_open).to(prob_open.dtype)
+        return torch.from_numpy(tables.values(on_host(prob_open))).to(prob_open)
     values: Tensor = _Expectation.apply(prob_open, tables)  # type: ignore[no-untyped-call]
     return values
 
@@ -259,10 +208,10 @@ class _Expectation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, prob_open: Tensor, tables: Tables) -> Tensor:
-        ctx.point = tables.at(prob_open)
-        return ctx.point.values.to(prob_open.dtype)  # type: ignore[no-any-return]
+        ctx.point = tables.at(on_host(prob_open))
+        return torch.from_numpy(ctx.point.values).to(prob_open)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        return ctx.point.pull(outer[0], outer[0].dtype), None
+        return torch.from_numpy(ctx.point.pull(on_host(outer[0]))).to(outer[0]), None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.budgets.costs import KINDS, CostModel
+from secateur.budgets.runs import on_host
 from secateur.errors import BudgetError
 
 __all__ = ["NEAR", "flips", "goals", "project_onto", "settled"]
@@ -25,6 +27,9 @@ NEAR = 0.05
 WIDE = 16
 #: Units that a search sorts at first; more only where these do not suffice.
 FIRST_LOOK = 1024
+#: Of many units every so many-th is looked at first, to find out which ones are worth sorting; from so many looked at.
+STRIDE = 64
+SAMPLED = 256
 
 
 def goals(limits: Mapping[str, int]) -> list[dict[str, int]]:
@@ -41,8 +46,8 @@ def goals(limits: Mapping[str, int]) -> list[dict[str, int]]:
 
 def flips(
     costs: CostModel,
-    scores: Tensor,
-    is_open: Tensor,
+    scores: Tensor | NDArray[Any],
+    is_open: Tensor | NDArray[np.bool_],
     limits: Mapping[str, int],
     goal: Iterable[str],
     *,
@@ -66,26 +71,25 @@ def flips(
     Returns:
         int64 positions, in the order in which they flip.
     """
-    scores = scores.detach()
+    scores, is_open = on_host(scores), on_host(is_open)
+    segment = costs.segment.numpy()
     n_open = costs.n_open(is_open)
-    segment = costs.segment_on(scores.device)
     movable = _movable(costs, scores, goal) & (is_open if closing else ~is_open)
     if not closing:
-        movable &= torch.from_numpy(_one_more_fits(costs, n_open, limits)).to(scores.device)[segment]
-    n_movable = int(movable.sum())
-    ranking = scores.masked_fill(~movable, torch.inf if closing else -torch.inf)
+        movable &= _one_more_fits(costs, n_open, limits)[segment]
+    n_movable = int(np.count_nonzero(movable))
     found = np.zeros(0, dtype=np.int64)
     look = FIRST_LOOK
     while n_movable:
-        found = torch.topk(ranking, min(look, n_movable), largest=not closing).indices.cpu().numpy()
-        groups = segment[torch.from_numpy(found).to(segment.device)].cpu().numpy()
+        found = _foremost(scores, movable, min(look, n_movable), lowest=closing)
+        groups = segment[found]
         # Without the last open unit of each group, and without groups that are closed.
         floor = costs.floor[groups]
         allowed = _occurrence(groups) < n_open[groups] - floor if closing else n_open[groups] >= floor
         found, groups = found[allowed], groups[allowed]
 
         def over(lengths: NDArray[np.int64], groups: NDArray[np.int64] = groups) -> NDArray[np.bool_]:
-            change = np.stack([np.bincount(groups[:length], minlength=len(n_open)) for length in lengths.tolist()])
+            change = _counts_within(groups, lengths, len(n_open))
             return ~_within(costs, n_open - change if closing else n_open + change, limits)
 
         if look >= n_movable or bool(over(np.array([len(found)]))[0]) != closing:
@@ -98,8 +102,8 @@ def flips(
 
 def settled(
     costs: CostModel,
-    scores: Tensor,
-    is_open: Tensor,
+    scores: Tensor | NDArray[Any],
+    is_open: Tensor | NDArray[np.bool_],
     limits: Mapping[str, int],
     goal: Iterable[str],
     move: NDArray[np.int64],
@@ -112,10 +116,11 @@ def settled(
     lowest-scored unit of another group that does not takes its place. Opening: where the costs stay below by more, the
     highest-scored unit follows that brings them near, or else one that fits.
     """
+    scores, is_open = on_host(scores), on_host(is_open)
+    segment = costs.segment.numpy()
     step = -1 if closing else 1
     first = move[:-1] if closing else move
-    segment = costs.segment_on(scores.device)
-    n_first = costs.n_open(is_open) + step * np.bincount(costs.segment.numpy()[first], minlength=len(costs.sizes))
+    n_first = costs.n_open(is_open) + step * np.bincount(segment[first], minlength=len(costs.sizes))
 
     def lands(n_open: NDArray[np.int64]) -> bool:
         cost = costs.cut(n_open)
@@ -126,22 +131,20 @@ def settled(
         n_open[group] += step
         return n_open
 
-    if lands(one_more(int(costs.segment[move[-1]]))) if closing else lands(n_first):
+    if lands(one_more(int(segment[move[-1]]))) if closing else lands(n_first):
         return move
     movable = _movable(costs, scores, goal) & (is_open if closing else ~is_open)
-    movable[torch.from_numpy(move).to(scores.device)] = False
-    ranking = scores.detach().masked_fill(~movable, torch.inf if closing else -torch.inf)
-    best = ranking.new_full((len(costs.sizes),), torch.inf if closing else -torch.inf)
-    best = best.scatter_reduce(0, segment, ranking, "amin" if closing else "amax").cpu()
+    movable[move] = False
+    candidates = np.flatnonzero(movable)
+    starts = np.flatnonzero(np.diff(segment[candidates], prepend=-1))
+    first_of = [part[np.argmin(-step * scores[part])] for part in np.split(candidates, starts[1:]) if len(part)]
     alive = n_first > costs.floor if closing else n_first >= np.maximum(costs.floor, 1)
-    order = [g for g in best.argsort(descending=not closing).tolist() if alive[g] and bool(best[g].isfinite())]
-    chosen = next((g for g in order if lands(one_more(g))), None)
+    order = sorted(first_of, key=lambda unit: -step * float(scores[unit]))
+    best = {int(segment[unit]): int(unit) for unit in order if alive[segment[unit]]}
+    chosen = next((g for g in best if lands(one_more(g))), None)
     if chosen is None and not closing:
-        chosen = next((g for g in order if bool(_within(costs, one_more(g), limits))), None)
-    if chosen is None:
-        return move
-    unit = torch.nonzero((ranking == best[chosen].to(ranking)) & (segment == chosen))[0]
-    return np.append(first, int(unit))
+        chosen = next((g for g in best if bool(_within(costs, one_more(g), limits))), None)
+    return move if chosen is None else np.append(first, best[chosen])
 
 
 def project_onto(
@@ -193,7 +196,7 @@ def project_onto(
             upto = {**limits, **goal}
             pattern.flip(flips(costs, scores, pattern.is_open, upto, goal, closing=False))
         if pattern.below(goal):
-            movable = _movable(costs, scores, goal).numpy() & ~pattern.is_open.numpy()
+            movable = _movable(costs, pattern.scores, goal) & ~pattern.is_open.numpy()
             pattern.fill(np.flatnonzero(movable), limits, goal)
     return pattern.is_open
 
@@ -291,19 +294,50 @@ def _one_more_fits(costs: CostModel, n_open: NDArray[np.int64], limits: Mapping[
     return _within(costs, n_open + np.eye(len(n_open), dtype=np.int64), limits)
 
 
-def _movable(costs: CostModel, scores: Tensor, kinds: Iterable[str]) -> Tensor:
+def _movable(costs: CostModel, scores: NDArray[Any], kinds: Iterable[str]) -> NDArray[np.bool_]:
     """Units that have a gate and whose number enters one of these costs, bool ``(U,)``."""
-    priced = np.any([costs.priced[kind] for kind in kinds], axis=0)
-    if priced.all():
-        return scores.isfinite()
-    return scores.isfinite() & torch.from_numpy(priced).to(scores.device)[costs.segment_on(scores.device)]
+    finite: NDArray[np.bool_] = np.isfinite(scores)
+    priced = [costs.priced[kind] for kind in kinds]
+    return finite if any(row.all() for row in priced) else finite & costs.spread(np.any(priced, axis=0))
+
+
+def _foremost(scores: NDArray[Any], among: NDArray[np.bool_], n: int, *, lowest: bool) -> NDArray[np.int64]:
+    """Positions of the ``n`` lowest or highest scores among some units, in that order, ties by position."""
+    chosen = np.flatnonzero(_tail(scores, among, n, lowest=lowest) if len(scores) > SAMPLED * STRIDE else among)
+    keys = scores[chosen] if lowest else -scores[chosen]
+    if len(keys) > 2 * n:
+        last = np.partition(keys, n - 1)[n - 1]
+        chosen, keys = chosen[keys <= last], keys[keys <= last]
+    return chosen[np.argsort(keys, kind="stable")[:n]]
+
+
+def _tail(scores: NDArray[Any], among: NDArray[np.bool_], n: int, *, lowest: bool) -> NDArray[np.bool_]:
+    """Units that hold the ``n`` lowest or highest scores, and few others: from a threshold that a sample suggests."""
+    sample = scores[::STRIDE][among[::STRIDE]]
+    rank = 2 * n // STRIDE + SAMPLED // 4
+    if rank < len(sample):
+        place = rank if lowest else len(sample) - 1 - rank
+        threshold = np.partition(sample, place)[place]
+        tail: NDArray[np.bool_] = (scores <= threshold if lowest else scores >= threshold) & among
+        if np.count_nonzero(tail) >= n:
+            return tail
+    return among
+
+
+def _counts_within(groups: NDArray[np.int64], lengths: NDArray[np.int64], n_groups: int) -> NDArray[np.int64]:
+    """How many of the first so many units are of each group: ``(L,)`` ascending lengths to ``(L, G)``."""
+    # Each unit counts from the first length on that it lies within.
+    since = np.searchsorted(lengths, np.arange(len(groups)), side="right")
+    counts = np.bincount(since * n_groups + groups, minlength=(len(lengths) + 1) * n_groups)
+    return counts.reshape(-1, n_groups)[: len(lengths)].cumsum(0)
 
 
 def _first(holds: Callable[[NDArray[np.int64]], NDArray[np.bool_]], last: int) -> int:
     """The first length in [0, last] at which a monotone property holds, many lengths tried at once; else last + 1."""
     low, high = 0, last + 1
+    # Mostly few units are to flip, so all short lengths are tried at once, and longer ones by doubling.
     doubling = 2 ** np.arange(max(last, 1).bit_length() + 1) - 1
-    lengths = np.unique(np.minimum(doubling, last))
+    lengths = np.union1d(np.arange(min(WIDE, last + 1)), np.minimum(doubling, last))
     while True:
         found = holds(lengths)
         if found.any():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import GateError
-from secateur.gates.gate import Params, ScoreFunction
+from secateur.gates.gate import Params, Pull, ScoreFunction
 from secateur.gates.layout import Layout
 from secateur.gates.links import Link, link_from
 from secateur.gates.noise import jitter, uniform
@@ -172,6 +172,12 @@ class ARM(ScoreFunction):
         assert noise is not None
         phi = params["phi"].detach()
         return (noise < self._g.chance(self.k * phi)).to(phi.dtype)
+
+    def drawn(
+        self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None
+    ) -> tuple[Tensor, Pull]:
+        """The draw; it has no gradient."""
+        return self.sample(params, layout, noise, norms), lambda outer: {"phi": torch.zeros_like(params["phi"])}
 
     def antithetic(self, params: Params, layout: Layout, noise: Tensor | None) -> Tensor:
         """``1[u > 1 - g(phi)]``, no gradient."""

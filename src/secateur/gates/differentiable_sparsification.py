@@ -170,6 +170,10 @@ class DifferentiableSparsification(Method):
         """The gates, with elu's derivative at closed units."""
         return self._gates(params, layout, norms, _rectified)
 
+    def drawn(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> None:
+        """None: the gates of a group, or weights, depend on each other."""
+        return
+
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """Each unit's part of the surrogate count; in the competitive form it can exceed 1."""
         powers = _power(self._gates(params, layout, norms, _rectified), self.p)

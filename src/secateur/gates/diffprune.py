@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from secateur.errors import GateError
-from secateur.gates.gate import Estimator, Method, Params
+from secateur.gates.gate import Estimator, Method, Params, Pull
 from secateur.gates.layout import Layout
 from secateur.gates.noise import Noise, jitter, noise_from
 from secateur.gates.settings import Checks
-from secateur.gates.stretch import check_stretch, closing_logit, stretched
+from secateur.gates.stretch import check_stretch, closing_logit, pulled, stretched
 
 __all__ = ["DiffPrune"]
 
@@ -200,6 +200,22 @@ class DiffPrune(Method):
         """The gate at ``x + scale eps``, or at x."""
         return self._gate(params["x"] if noise is None else params["x"] + self.scale * noise)
 
+    def drawn(
+        self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None
+    ) -> tuple[Tensor, Pull]:
+        """The gate; where it is clipped, and the backward pass smooth, its gradient is that of the wider sigmoid."""
+        x = params["x"]
+        at = x.clone() if noise is None else x + self.scale * noise
+        gate = stretched(at / self.tau, self.gamma, self.zeta)
+
+        def pull(outer: Tensor) -> dict[str, Tensor]:
+            found = pulled(outer, gate, gate, self.tau, self.gamma, self.zeta)
+            if self.backward == "smooth":
+                found = torch.where((gate == 0) | (gate == 1), self._wide_slope(at).mul_(_below_1(outer, gate)), found)
+            return {"x": found.sum_to_size(x.shape)}
+
+        return gate, pull
+
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """``P(x + scale eps > -c tau)``, or ``sigma((x + c tau) / surrogate_tau)``."""
         if self.mode == "stochastic":
@@ -237,6 +253,11 @@ class DiffPrune(Method):
         heard: Tensor = _Below1.apply(wide - wide.detach(), gate)  # type: ignore[no-untyped-call]
         return gate + heard * clipped
 
+    def _wide_slope(self, x: Tensor) -> Tensor:
+        """Derivative of the wider sigmoid."""
+        wide = torch.sigmoid(x / self.surrogate_tau)
+        return wide.mul_(1.0 - wide).mul_((self.zeta - self.gamma) / self.surrogate_tau)
+
     def _x_of(self, chance: float) -> float:
         """The x at which the surrogate is ``chance``."""
         if self.mode == "stochastic":
@@ -256,4 +277,8 @@ class _Below1(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (gate,) = ctx.saved_tensors
-        return torch.where(gate == 1, outer[0].clamp(min=0.0), outer[0]), None
+        return _below_1(outer[0], gate), None
+
+
+def _below_1(outer: Tensor, gate: Tensor) -> Tensor:
+    return torch.where(gate == 1, outer.clamp(min=0.0), outer)

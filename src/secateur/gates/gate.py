@@ -9,9 +9,9 @@ Index conventions: ``G`` groups, ``U`` units of all groups together; leading dim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,14 @@ from secateur.errors import GateError
 from secateur.gates.layout import Layout
 from secateur.gates.settings import described
 
-__all__ = ["Estimator", "Gate", "Layout", "Method", "Params", "ScoreFunction"]
+__all__ = ["Estimator", "Gate", "Layout", "Method", "Params", "Pull", "ScoreFunction"]
 
 #: A method's tensors by name. Floating ones are trained; integer ones are state, such as a step counter.
 Params = Mapping[str, Tensor]
 #: How a task loss reaches the parameters: through the draw, or by a score-function term of two passes or one.
 Estimator = Literal["pathwise", "arm", "ar"]
+#: From the gradient of a draw ``(..., U)`` to those of the method's trained tensors; may be called any number of times.
+Pull: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 
 
@@ -109,6 +111,15 @@ class Method(ABC):
     @abstractmethod
     def sample(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """One draw ``(..., U)``, closed units exactly 0.0; differentiable where the estimator is pathwise."""
+
+    @abstractmethod
+    def drawn(
+        self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None
+    ) -> tuple[Tensor, Pull] | None:
+        """The same draw without a graph, and its gradient in closed form, in few passes over memory.
+
+        None where only autograd says it. With an estimator that is not pathwise the gradient is never asked for.
+        """
 
     @abstractmethod
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
@@ -260,7 +271,9 @@ class Gate(nn.Module):
     @property
     def layout(self) -> Layout:
         """Units of each group, on the device of the tensors."""
-        device = self.tensors[self._names[0]].device
+        name = self._names[0]
+        first = self._parameters.get(name)
+        device = (self._buffers[name] if first is None else first).device  # type: ignore[union-attr]
         if self._layout.segment.device != device:
             self._layout = self._layout.to(device)
         return self._layout
@@ -268,7 +281,11 @@ class Gate(nn.Module):
     @property
     def dtype(self) -> torch.dtype | None:
         """Type of the trained tensors, None if there are none."""
-        return next((value.dtype for value in self.tensors.values() if value.is_floating_point()), None)
+        for name in self._names:
+            value = self._parameters.get(name)
+            if value is not None:
+                return value.dtype
+        return None
 
     def draw_noise(self, generator: torch.Generator | None = None, draws: tuple[int, ...] = ()) -> Tensor | None:
         """All randomness of one draw ``(*draws, U)``, or None if the method has none."""
@@ -279,6 +296,11 @@ class Gate(nn.Module):
     def sample(self, noise: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """One draw ``(..., U)``; not affected by `force`."""
         return self._cast(self.method.sample(self.tensors, self.layout, noise, norms))
+
+    def drawn(self, noise: Tensor | None) -> tuple[Tensor, Pull] | None:
+        """`sample` without a graph, with its gradient in closed form; None where only autograd says it."""
+        with torch.no_grad():
+            return self.method.drawn(self.tensors, self.layout, noise)
 
     def prob_open(self, norms: Tensor | None = None) -> Tensor:
         """The open chance of each unit, ``(U,)``; not affected by `force`."""
@@ -347,7 +369,8 @@ class Gate(nn.Module):
         return f"{self.method}, groups={self._layout.n_groups}, units={self._layout.total}"
 
     def _cast(self, gates: Tensor) -> Tensor:
-        return gates if self.dtype is None else gates.to(self.dtype)
+        dtype = self.dtype
+        return gates if dtype is None else gates.to(dtype)
 
     def _score_function(self) -> ScoreFunction:
         if not isinstance(self.method, ScoreFunction):

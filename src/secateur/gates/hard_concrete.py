@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.gates.gate import Estimator, Method, Params
+from secateur.gates.gate import Estimator, Method, Params, Pull
 from secateur.gates.layout import Layout
 from secateur.gates.noise import Logistic, jitter
 from secateur.gates.settings import Checks
-from secateur.gates.stretch import check_stretch, closing_logit, drawn, stretched
+from secateur.gates.stretch import attached, check_stretch, closing_logit, draw, pulled, stretched
 
 __all__ = ["HardConcrete"]
 
@@ -154,7 +154,16 @@ class HardConcrete(Method):
     def sample(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """``clip(sigma((noise + log_alpha) / beta) (zeta - gamma) + gamma, 0, 1)``."""
         assert noise is not None
-        return drawn(noise, params["log_alpha"], self.beta, self.gamma, self.zeta)
+        return attached(noise, params["log_alpha"], self.beta, self.gamma, self.zeta)
+
+    def drawn(
+        self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None
+    ) -> tuple[Tensor, Pull]:
+        """The draw; where it is not clipped it grows as the sigmoid does."""
+        assert noise is not None
+        log_alpha = params["log_alpha"]
+        z = draw(noise, log_alpha, self.beta, self.gamma, self.zeta)
+        return z, lambda outer: {"log_alpha": pulled(outer, z, log_alpha, self.beta, self.gamma, self.zeta)}
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """``P(z != 0) = sigma(log_alpha - beta log(-gamma / zeta))``."""

@@ -144,6 +144,10 @@ class Magnitude(Method):
         progress = ((params["step"] - self.start).double() / self.steps).clamp(0.0, 1.0)
         return self.final_closed * (1.0 - (1.0 - progress) ** CUBIC)
 
+    def drawn(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> None:
+        """None: gates are found by sorting."""
+        return
+
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The gates; no gradient."""
         return self.sample(params, layout, None, norms)

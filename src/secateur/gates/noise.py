@@ -45,8 +45,26 @@ def uniform(
         return torch.rand(shape, generator=generator, dtype=wide, device=source).to(device)
     # The seed is torch's, so runs repeat and resume by its state; the stream is of a generator that is twice as fast.
     seed = torch.empty((), dtype=torch.int64).random_(generator=generator).item()
-    stream = np.random.Generator(np.random.SFC64(int(seed)))
-    return torch.from_numpy(stream.random(shape, dtype=np.float64 if wide == torch.float64 else np.float32)).to(device)
+    bits = np.random.SFC64(int(seed))
+    if wide == torch.float64:
+        return torch.from_numpy(np.random.Generator(bits).random(shape)).to(device)
+    # What the generator gives in single precision, two numbers of 24 bits from each of its words, in half the time.
+    count = math.prod(shape)
+    words = bits.random_raw((count + 1) // 2).view(np.uint32)[:count]
+    words >>= 8
+    return torch.from_numpy(words.view(np.int32)).to(device, torch.float32).mul_(2.0**-24).view(shape)
+
+
+def logit_(u: Tensor) -> Tensor:
+    """The logit of u clipped to [1e-6, 1 - 1e-6], in place where it can be."""
+    if u.device.type != "cpu" or u.numel() < MANY:
+        return u.logit_(EPSILON)
+    array = u.numpy()  # its logarithm is four times as fast
+    np.clip(array, EPSILON, 1.0 - EPSILON, out=array)
+    odds = np.subtract(1.0, array)
+    np.divide(array, odds, out=array)
+    np.log(array, out=array)
+    return u
 
 
 def normal(
@@ -152,7 +170,7 @@ class Logistic(Noise):
         draws: tuple[int, ...],
     ) -> Tensor:
         """``logit(u)`` with u clipped to [1e-6, 1 - 1e-6], ``(*draws, U)``."""
-        return uniform(layout, generator, dtype=dtype, device=device, draws=draws).logit_(EPSILON)
+        return logit_(uniform(layout, generator, dtype=dtype, device=device, draws=draws))
 
     def prob_above(self, threshold: Tensor) -> Tensor:
         """``sigma(-t)``."""

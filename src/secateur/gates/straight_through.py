@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.gates.gate import Estimator, Method, Params
+from secateur.gates.gate import Estimator, Method, Params, Pull
 from secateur.gates.layout import Layout
 from secateur.gates.noise import jitter, uniform
 from secateur.gates.settings import Checks
@@ -132,6 +132,16 @@ class StraightThrough(Method):
         chance = self.prob_open(params, layout, norms)
         # The bracket is exactly 0, so draws are exactly 0 or 1.
         return (noise < chance.detach()).to(chance.dtype) + (chance - chance.detach())
+
+    def drawn(
+        self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None
+    ) -> tuple[Tensor, Pull]:
+        """The draw, with the gradient of the chance."""
+        assert noise is not None
+        chance = self.prob_open(params, layout, norms)
+        size = chance.shape
+        z = (noise < chance).to(chance.dtype)
+        return z, lambda outer: {"logits": torch.ops.aten.sigmoid_backward(outer.sum_to_size(size), chance)}
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """``sigma(logits)``."""

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from secateur.gates.settings import Checks
 
-__all__ = ["check_stretch", "closing_logit", "drawn", "stretched"]
+__all__ = ["attached", "check_stretch", "closing_logit", "draw", "pulled", "stretched"]
 
 
 def stretched(logits: Tensor, gamma: float, zeta: float) -> Tensor:
@@ -21,38 +21,50 @@ def stretched(logits: Tensor, gamma: float, zeta: float) -> Tensor:
     return F.hardtanh(torch.sigmoid(logits) * (zeta - gamma) + gamma, 0.0, 1.0)
 
 
-def drawn(noise: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
-    """``stretched((noise + log_alpha) / beta)`` in as few passes over memory as there are, gradient included.
+def draw(noise: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
+    """``stretched((noise + log_alpha) / beta)`` without a graph.
+
+    Fresh memory costs more than arithmetic here, so each step works in place.
 
     Args:
-        noise: ``(..., U)``, without gradient.
+        noise: ``(..., U)``.
         log_alpha: ``(U,)``.
         beta: temperature.
         gamma: lower end.
         zeta: upper end.
     """
-    return _Drawn.apply(noise, log_alpha, beta, gamma, zeta)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.add(noise, log_alpha).mul_(1.0 / beta).sigmoid_().mul_(zeta - gamma).add_(gamma).clamp_(0.0, 1.0)
 
 
-class _Drawn(torch.autograd.Function):
-    """Fresh memory costs more than arithmetic here, so each step works in place, and only the draw is kept."""
+def pulled(outer: Tensor, z: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
+    """Gradient of ``log_alpha`` from that of a `draw` z, ``(..., U)``: of z alone, and 0 where it is clipped."""
+    # With s = (z - gamma) / (zeta - gamma), dz/dlog_alpha = s (1 - s) (zeta - gamma) / beta.
+    slope = ((zeta + gamma) - z).mul_(z).sub_(zeta * gamma).mul_(1.0 / (beta * (zeta - gamma)))
+    slope = slope.mul_(torch.ops.aten.hardtanh_backward(outer.to(z.dtype), z, 0.0, 1.0))
+    return slope if slope.shape == log_alpha.shape else slope.sum_to_size(log_alpha.shape)
+
+
+def attached(noise: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
+    """`draw` with its gradient as a part of autograd's graph."""
+    return _Draw.apply(noise, log_alpha, beta, gamma, zeta)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Draw(torch.autograd.Function):
+    """Only the draw is kept for the way back."""
 
     @staticmethod
     def forward(ctx: Any, noise: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
-        z = torch.add(noise, log_alpha).mul_(1.0 / beta).sigmoid_().mul_(zeta - gamma).add_(gamma).clamp_(0.0, 1.0)
+        z = draw(noise, log_alpha, beta, gamma, zeta)
         ctx.save_for_backward(z)
-        ctx.settings = beta, gamma, zeta, log_alpha
+        ctx.settings = log_alpha, beta, gamma, zeta
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[None, Tensor, None, None, None]:
         (z,) = ctx.saved_tensors
-        beta, gamma, zeta, log_alpha = ctx.settings
-        # With s = (z - gamma) / (zeta - gamma), dz/dlog_alpha = s (1 - s) (zeta - gamma) / beta where z is not clipped.
-        slope = ((zeta + gamma) - z).mul_(z).sub_(zeta * gamma).mul_(1.0 / (beta * (zeta - gamma)))
-        slope = slope.mul_(torch.ops.aten.hardtanh_backward(outer[0], z, 0.0, 1.0))
-        return None, slope.sum_to_size(log_alpha.shape).to(log_alpha.dtype), None, None, None
+        log_alpha = ctx.settings[0]
+        return None, pulled(outer[0], z, *ctx.settings).to(log_alpha.dtype), None, None, None
 
 
 def closing_logit(gamma: float, zeta: float) -> float:

@@ -8,50 +8,65 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from secateur.gates.gate import Gate
+from secateur.gates.gate import Gate, Pull
 from secateur.pruning.gateset import GateSet, Norms, extended
 
 __all__ = ["Draw"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Kept:
-    """The draw's own little graph, kept so that any number of backward passes can go through it.
+    """How a draw's gradient reaches the parameters, any number of times.
 
     Args:
-        graph: extended draw ``(U + 1,)`` as a function of ``leaves``.
-        leaves: detached stand-ins of the parameters, sharing their memory.
+        pulls: of rules that have one: where their gates start, the shape of their draw, the names of the tensors that
+            take a gradient, and what gives it. Their parameters come first in ``sources``.
+        graph: extended draw ``(U + 1,)`` as a function of ``leaves``, for all other rules; None if there are none.
+        leaves: detached stand-ins of their parameters, sharing their memory.
+        sources: the parameters.
     """
 
-    graph: Tensor
-    leaves: tuple[Tensor, ...]
+    pulls: list[tuple[int, torch.Size, tuple[str, ...], Pull]] = field(default_factory=list)
+    graph: Tensor | None = None
+    leaves: list[Tensor] = field(default_factory=list)
+    sources: list[Tensor] = field(default_factory=list)
+
+    def gradients(self, grad: Tensor) -> list[Tensor | None]:
+        """Gradients of ``sources``, from that of the extended draw."""
+        found: list[Tensor | None] = []
+        for start, shape, names, pull in self.pulls:
+            part = grad.narrow(-1, start, shape[-1])
+            own = pull(part if part.shape == shape else part.sum_to_size(shape))
+            found += [own[name] for name in names]
+        if self.graph is not None:
+            found += torch.autograd.grad(self.graph, self.leaves, grad, retain_graph=True, allow_unused=True)
+        return found
 
 
 class _Through(torch.autograd.Function):
     """From parameters to a draw that was made before; its backward may run again and again.
 
-    The graph of the draw is retained aside and saves nothing on the outer one. So regions under reentrant
+    What the gradient needs is kept aside, and nothing is saved on the outer graph. So regions under reentrant
     checkpointing, each with a backward pass of its own, share a draw, and the outer graph looks the same to a
     recomputation as it did to the forward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, kept: _Kept, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, kept: _Kept, values: Tensor, *_: Tensor) -> Tensor:
         ctx.kept = kept
-        return kept.graph.detach()
+        return values.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = ctx.kept.leaves
-        return (None, *torch.autograd.grad(ctx.kept.graph, leaves, grad, retain_graph=True, allow_unused=True))
+        return (None, None, *ctx.kept.gradients(grad))
 
 
 class Draw:
@@ -60,8 +75,7 @@ class Draw:
     Args:
         noise: each rule's randomness.
         values: extended draw ``(U + 1,)``, detached.
-        kept: its graph, None if no parameter is reached through it.
-        sources: the parameters that ``kept.leaves`` stand for.
+        kept: how its gradient reaches parameters; None if it reaches none.
         first: the draw that this is the antithetic one of.
 
     Attributes:
@@ -75,7 +89,6 @@ class Draw:
         noise: Sequence[Tensor | None],
         values: Tensor,
         kept: _Kept | None = None,
-        sources: Sequence[Tensor] = (),
         first: Draw | None = None,
     ) -> None:
         self.noise = tuple(noise)
@@ -84,12 +97,11 @@ class Draw:
         self._first = first
         self.values = values
         self._kept = kept
-        self._sources = tuple(sources)
         self._attached: Tensor | None = None
         self._parts: dict[int, Tensor] = {}
 
     def part(self, gates: GateSet, start: int, size: int) -> Tensor:
-        """The draw of a group, flat, by where it starts; all groups share one operator and its backward."""
+        """The draw of ``size`` gates in a row; groups share one operator and its backward."""
         whole = self.read()
         if not whole.requires_grad:
             return whole.narrow(0, start, size)
@@ -97,14 +109,16 @@ class Draw:
             sizes = [size for gate, _ in gates for size in gate.layout.sizes]
             starts = itertools.accumulate(sizes, initial=0)
             self._parts = dict(zip(starts, torch.split(whole, [*sizes, 1]), strict=True))
-        return self._parts[start]
+        group = self._parts.get(start)
+        return group if group is not None and len(group) == size else whole.narrow(0, start, size)
 
     def read(self) -> Tensor:
         """The extended draw ``(U + 1,)``, reaching the parameters where gradients are recorded."""
         if self._kept is None or not torch.is_grad_enabled():
             return self.values
         if self._attached is None:
-            self._attached = _Through.apply(self._kept, *self._sources)  # type: ignore[no-untyped-call]
+            kept = self._kept
+            self._attached = _Through.apply(kept, self.values, *kept.sources)  # type: ignore[no-untyped-call]
         return self._attached
 
     @classmethod
@@ -117,19 +131,15 @@ class Draw:
     @classmethod
     def of(cls, gates: GateSet, noise: Sequence[Tensor | None]) -> Draw:
         """The draw that some noise gives."""
-        leaves: list[Tensor] = []
-        sources: list[Tensor] = []
+        kept, opened, parts, start = _Kept(), list[Tensor](), list[Tensor](), 0
         with _undisturbed(gates.device), torch.enable_grad():
-            parts = [
-                _sample(gate, norms, noise_of, leaves, sources)
-                if number not in gates.per_example
-                else torch.ones(gate.layout.total, dtype=gate.dtype, device=gates.device)
-                for number, ((gate, norms), noise_of) in enumerate(zip(gates, noise, strict=True))
-            ]
-            one = torch.ones(1, dtype=parts[0].dtype, device=gates.device)
-            graph = torch.cat([*(part.to(gates.device) for part in parts), one])
-        kept = _Kept(graph, tuple(leaves)) if graph.requires_grad else None
-        return cls(noise, graph.detach(), kept, sources)
+            for number, ((gate, norms), noise_of) in enumerate(zip(gates, noise, strict=True)):
+                if number in gates.per_example:
+                    parts.append(torch.ones(gate.layout.total, dtype=gate.dtype, device=gates.device))
+                else:
+                    parts.append(_sample(gate, norms, noise_of, start, kept, opened).to(gates.device))
+                start += gate.layout.total
+            return cls(noise, *_finished(kept, opened, extended(parts[0] if len(parts) == 1 else torch.cat(parts))))
 
     def antithetic(self, gates: GateSet) -> Draw:
         """The same draw but for ARM gates, which take their second one; without gradient."""
@@ -176,28 +186,50 @@ class Draw:
 
 
 def _for_examples(gate: Gate, noise: Tensor | None, n: int) -> Draw:
-    leaves: list[Tensor] = []
-    sources: list[Tensor] = []
+    kept, opened = _Kept(), list[Tensor]()
     with _undisturbed(gate.layout.segment.device), torch.enable_grad():
-        graph = extended(_sample(gate, None, noise, leaves, sources).expand(n, -1))
-    kept = _Kept(graph, tuple(leaves)) if graph.requires_grad else None
-    return Draw((noise,), graph.detach(), kept, sources)
+        drawn = _sample(gate, None, noise, 0, kept, opened)
+        return Draw((noise,), *_finished(kept, opened, extended(drawn.expand(n, -1))))
+
+
+def _finished(kept: _Kept, opened: list[Tensor], values: Tensor) -> tuple[Tensor, _Kept | None]:
+    """The draw, detached, and how its gradient reaches parameters, those in ``opened`` through its graph."""
+    if values.requires_grad:
+        kept.graph = values
+        kept.sources += opened
+        values = values.detach()
+    return values, kept if kept.sources else None
 
 
 def _sample(
-    gate: Gate, norms: Norms | None, noise: Tensor | None, leaves: list[Tensor], sources: list[Tensor]
+    gate: Gate, norms: Norms | None, noise: Tensor | None, start: int, kept: _Kept, opened: list[Tensor]
 ) -> Tensor:
-    """One rule's draw from detached stand-ins; those that need a gradient join ``leaves``, as ``sources``."""
-    pathwise = gate.method.estimator == "pathwise"
+    """One rule's draw, in the gates' type; what needs a gradient joins ``kept``, or ``opened`` where autograd is asked.
+
+    Args:
+        gate: of the rule.
+        norms: that its method looks at.
+        noise: its randomness.
+        start: of its gates among those of the model.
+        kept: of the whole draw.
+        opened: parameters that ``kept.leaves`` stand for.
+    """
+    dtype, pathwise = gate.dtype or torch.float32, gate.method.estimator == "pathwise"
+    if norms is None and (found := gate.drawn(noise)) is not None:
+        values, pull = found
+        sources = {name: tensor for name, tensor in gate.tensors.items() if tensor.requires_grad}
+        if pathwise and sources:
+            kept.pulls.append((start, values.shape, tuple(sources), pull))
+            kept.sources += sources.values()
+        return values.to(dtype)
 
     def stand_in(tensor: Tensor) -> Tensor:
         twin = tensor.detach()
         if pathwise and tensor.requires_grad:
-            leaves.append(twin.requires_grad_())
-            sources.append(tensor)
+            kept.leaves.append(twin.requires_grad_())
+            opened.append(tensor)
         return twin
 
-    dtype = gate.dtype or torch.float32
     tensors = {name: stand_in(tensor) for name, tensor in gate.tensors.items()}
     norm = None if norms is None else norms([stand_in(weight) for weight in norms.weights], dtype)
     drawn = gate.method.sample(tensors, gate.layout, noise, norm)

@@ -28,13 +28,14 @@ __all__ = [
     "Live",
     "Narrows",
     "begin_forward",
+    "drawn_now",
     "end_forward",
+    "fixed_now",
     "gates_of",
     "in_backward",
     "live_of",
     "values",
     "values_by_example",
-    "values_of",
 ]
 
 #: The name under which a root module holds its gates.
@@ -126,20 +127,20 @@ def values(gates: GateSet, training: bool) -> Tensor:
         training: whether the module that reads them is in training mode. Gates are drawn where both it and the model's
             gates are, and fixed elsewhere.
     """
-    live = live_of(gates)
-    if live.override is not None:
-        return live.override
-    if not (training and gates.training):
-        return _fixed(gates, live)
-    return _acting(gates, live).read()
+    draw = drawn_now(gates, training)
+    return fixed_now(gates) if draw is None else draw.read()
 
 
-def values_of(gates: GateSet, training: bool, start: int, size: int) -> Tensor:
-    """The gates ``(size,)`` of one group, by where it starts, that act now."""
+def drawn_now(gates: GateSet, training: bool) -> Draw | None:
+    """The draw that acts now; None where gates are fixed, or others act instead."""
     live = live_of(gates)
-    if live.override is None and training and gates.training:
-        return _acting(gates, live).part(gates, start, size)
-    return values(gates, training).narrow(0, start, size)
+    return _acting(gates, live) if live.override is None and training and gates.training else None
+
+
+def fixed_now(gates: GateSet) -> Tensor:
+    """The extended gates ``(U + 1,)`` that act where none are drawn."""
+    live = live_of(gates)
+    return _fixed(gates, live) if live.override is None else live.override
 
 
 def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tensor | None:
@@ -147,10 +148,8 @@ def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tens
 
     None where gates are fixed, or others act instead, which are the same for all examples.
     """
-    live = live_of(gates)
-    if live.override is not None or not (training and gates.training):
-        return None
-    return _acting(gates, live).of_examples(gates, live.generator, rule, n).read()
+    draw = drawn_now(gates, training)
+    return None if draw is None else draw.of_examples(gates, live_of(gates).generator, rule, n).read()
 
 
 def _acting(gates: GateSet, live: Live) -> Draw:
@@ -250,7 +249,7 @@ def _noted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
 
 def _tensors(output: Any) -> Iterator[Tensor]:
     """The tensors of an output: of containers, and one level deep into objects of a user's own class."""
-    for leaf in tree_leaves(output):
+    for leaf in (output,) if isinstance(output, Tensor) else tree_leaves(output):
         if isinstance(leaf, Tensor):
             yield leaf
         elif leaf is not None and hasattr(leaf, "__dict__"):

@@ -8,6 +8,7 @@ one pass, and of none where the loss is refused.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
@@ -171,7 +172,7 @@ def _checked(loss: object) -> Tensor:
         problem = f"a tensor of shape {tuple(loss.shape)}, expected one number; reduce it with .mean() or .sum()"
     elif not loss.is_floating_point():
         problem = f"a tensor of {loss.dtype}, expected a floating-point loss"
-    elif not bool(loss.detach().isfinite()):
+    elif not math.isfinite(loss.item()):
         problem = f"{loss.item()}, expected a finite number; lower the learning rate or look at this minibatch"
     if problem:
         raise GateError(f"the closure returned {problem}. The step is refused; gates, draws and buffers are unchanged")

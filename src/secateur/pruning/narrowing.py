@@ -322,7 +322,7 @@ def _gated(gate: ConsumerGate, cut: _Cut | None, binary: frozenset[int], starts:
     """What a gate does in a narrowed pass."""
     maps = {dim: cast("Map", gate.get_buffer(f"map_{dim}").cpu().numpy()) for dim in gate.dims}
     dims = {} if cut is None else cut.dims
-    ones = gate.flat is None and "map_weights" not in gate._buffers
+    ones = not gate.has_flat
     for dim, layers in maps.items():
         known = dims[dim].layers if dim in dims else layers[:0]
         for layer in layers:

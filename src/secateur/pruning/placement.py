@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from secateur.errors import GateError
-from secateur.pruning.draws import GATES, begin_forward, end_forward, values, values_of
+from secateur.pruning.draws import GATES, begin_forward, drawn_now, end_forward, fixed_now
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.outputs import remove_outputs
 from secateur.structure.groups import FLAT, Group
@@ -75,56 +75,59 @@ class ConsumerGate(nn.Module):
         self.persistent = persistent
         #: by dimension the maps that act instead of its own on a weight that is narrowed; None for its own
         self.acting: Mapping[int, Tensor] | None = None
-        #: where the gates of single weights stand in the extended gates: start and number; None without them, and
-        #: where some are gone, for then ``map_weights`` says it
-        self.flat: tuple[int, int] | None = None
-        if FLAT in maps:
-            first, size = int(maps[FLAT][0, 0]), maps[FLAT].shape[1]
-            if np.array_equal(maps[FLAT][0], np.arange(first, first + size)):
-                self.flat = first, size  # these stand in a row, so that a slice serves where others are gathered
-            else:
-                self.register_buffer("map_weights", torch.from_numpy(maps[FLAT][0]), persistent=False)
+        #: by dimension where its gates stand in the extended gates, start and number, if they are one row of them, for
+        #: which a slice serves; ``map_...`` says it too, but for single weights, of which there are many
+        self.rows: dict[int, tuple[int, int]] = {}
         self.dims = tuple(sorted(dim for dim in maps if dim != FLAT))
-        for dim in self.dims:
-            self.register_buffer(f"map_{dim}", torch.from_numpy(maps[dim]), persistent=False)
+        self.has_flat = FLAT in maps
+        for dim, layers in maps.items():
+            first, size = int(layers[0, 0]), layers.shape[1]
+            if len(layers) == 1 and np.array_equal(layers[0], np.arange(first, first + size)):
+                self.rows[dim] = first, size
+            if dim != FLAT or dim not in self.rows:
+                self.register_buffer(_map_of(dim), torch.from_numpy(layers), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """``(..., S, ...)`` to the same shape."""
-        gates = values(self._gates[0], self.training)
-        drawn = self.training and self._gates[0].training
-        if self.exact_in is not None and not drawn and self._gates[0].pinned is not None:
-            return self.product(weight.to(self.exact_in[1]), gates.to(self.exact_in[0])).to(weight.dtype)
-        own = values_of(self._gates[0], self.training, *self.flat) if self.flat is not None else self.own(gates)
-        return self._product(weight, gates, own)
+        gates = self._gates[0]
+        draw = drawn_now(gates, self.training)
+        if draw is not None:
+            return self._product(weight, draw.read(), lambda start, size: draw.part(gates, start, size))
+        fixed = fixed_now(gates)
+        if self.exact_in is not None and gates.pinned is not None and not (self.training and gates.training):
+            return self.product(weight.to(self.exact_in[1]), fixed.to(self.exact_in[0])).to(weight.dtype)
+        return self.product(weight, fixed)
 
     def product(self, weight: Tensor, gates: Tensor) -> Tensor:
         """The weight times extended gates ``(U + 1,)``."""
-        return self._product(weight, gates, self.own(gates))
+        return self._product(weight, gates, lambda start, size: gates.narrow(0, start, size))
 
-    def _product(self, weight: Tensor, gates: Tensor, own: Tensor | None) -> Tensor:
-        for dim, factor in self.factors(gates).items():
-            shape = [-1 if other == dim else 1 for other in range(weight.dim())]
-            weight = weight * factor.to(weight).view(shape)
-        return weight if own is None else weight * own.to(weight).view(weight.shape)
-
-    def own(self, gates: Tensor) -> Tensor | None:
-        """The gates of single weights, flat, from extended gates ``(U + 1,)``; None without them."""
-        if self.flat is not None:
-            return gates.narrow(0, *self.flat)
-        sources = self._buffers.get("map_weights")
-        return None if sources is None else gates.to(sources.device).index_select(0, sources)
+    def _product(self, weight: Tensor, gates: Tensor, row: Callable[[int, int], Tensor]) -> Tensor:
+        """The same, with what gives the gates of a row."""
+        device, dtype, last = weight.device, weight.dtype, weight.dim() - 1
+        for dim, factor in self._factors(gates, row).items():
+            along = factor.to(device, dtype)
+            weight = weight * (along if dim == last else along.view(-1, *[1] * (last - dim)))
+        if not self.has_flat:
+            return weight
+        return weight * self._factor(FLAT, gates, row).to(device, dtype).view(weight.shape)
 
     def factors(self, gates: Tensor) -> dict[int, Tensor]:
         """By dimension the factor ``(S,)`` of each position, from extended gates ``(U + 1,)``."""
-        found = {}
-        own = {dim: self.get_buffer(f"map_{dim}") for dim in self.dims} if self.acting is None else self.acting
-        for dim, sources in own.items():
-            layers = gates.to(sources.device).index_select(0, sources.view(-1)).view(sources.shape)
-            factor = layers[0]
-            for layer in layers[1:]:
-                factor = factor * layer
-            found[dim] = factor
-        return found
+        return self._factors(gates, lambda start, size: gates.narrow(0, start, size))
+
+    def own(self, gates: Tensor) -> Tensor | None:
+        """The gates of single weights, flat, from extended gates ``(U + 1,)``; None without them."""
+        return self._factor(FLAT, gates, lambda start, size: gates.narrow(0, start, size)) if self.has_flat else None
+
+    def _factors(self, gates: Tensor, row: Callable[[int, int], Tensor]) -> dict[int, Tensor]:
+        if self.acting is not None:
+            return {dim: _met(gates, sources) for dim, sources in self.acting.items()}
+        return {dim: self._factor(dim, gates, row) for dim in self.dims}
+
+    def _factor(self, dim: int, gates: Tensor, row: Callable[[int, int], Tensor]) -> Tensor:
+        place = self.rows.get(dim)
+        return row(*place) if place is not None else _met(gates, self.get_buffer(_map_of(dim)))
 
     def forget(self) -> None:
         """Let its own maps act again."""
@@ -132,9 +135,24 @@ class ConsumerGate(nn.Module):
 
     def extra_repr(self) -> str:
         """The gated dimensions."""
-        sources = self._buffers.get("map_weights")
-        weights = self.flat[1] if self.flat is not None else None if sources is None else len(sources)
-        return f"dims={self.dims}" if weights is None else f"dims={self.dims}, weights={weights}"
+        if not self.has_flat:
+            return f"dims={self.dims}"
+        sources = self._buffers.get(_map_of(FLAT))
+        return f"dims={self.dims}, weights={self.rows[FLAT][1] if sources is None else sources.shape[1]}"
+
+
+def _met(gates: Tensor, sources: Tensor) -> Tensor:
+    """Product of the gates that meet at each position, by a map ``(L, S)``."""
+    gates = gates.to(sources.device)
+    factor = gates.index_select(0, sources[0])
+    for layer in sources[1:]:
+        factor = factor * gates.index_select(0, layer)
+    return factor
+
+
+def _map_of(dim: int) -> str:
+    """Name of the buffer that says which gates meet along a dimension."""
+    return "map_weights" if dim == FLAT else f"map_{dim}"
 
 
 def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, Map]]:

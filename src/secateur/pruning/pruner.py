@@ -147,7 +147,8 @@ class Pruner:
         model = self.model
         task = self.conditional.run(model, closure, lambda: task_loss(model, closure, draws, credit))
         pressure = self._pressure(task.detach() if self.gates.training else None)
-        return scale * (task if pressure is None else task + pressure.to(task.device))
+        total = task if pressure is None else task + pressure.to(task.device)
+        return total if scale == 1.0 else scale * total
 
     def backward(self, closure: Closure, scale: float = 1.0, draws: int = 1, credit: Credit = "all") -> Tensor:
         """`loss`, its backward pass, and the detached value."""
@@ -187,8 +188,8 @@ class Pruner:
         if self.controller is not None:
             with torch.no_grad():
                 is_open = self._units.open(gates.fixed())
-                scores = self._scores(is_open)
-                self.controller.step(self._units.chances(gates.prob_open()), is_open, scores=scores)
+                chances = self._units.chances(gates.prob_open())
+                self.controller.step(chances, is_open, scores=lambda: self._scores(is_open))
 
     def draw(self) -> None:
         """Draw all gates anew, for loops that call parts of the model and never the model itself."""

@@ -147,7 +147,7 @@ class Units:
 
     def open(self, gates: Tensor) -> Tensor:
         """Which units are open, bool ``(U,)``, from the gates ``(Z,)`` in evaluation or which of them are open."""
-        own = gates != 0
+        own = gates.bool()
         simple = self._only_coarse or self._only_weights
         is_open = self.chances(own) if simple else self.chances(own.to(torch.float32)) != 0
         while len(self._read) or self._scalars:  # what goes may leave others unread

@@ -162,7 +162,8 @@ class Scalars:
     def used(self, is_open: Tensor, dim: int) -> Tensor:
         """Positions of one dimension that have an open weight, bool ``(S,)``, from bool ``(N,)``."""
         others = [other for other in range(len(self._shape)) if other != dim]
-        return is_open.view(self._shape).any(dim=others) if others else is_open
+        # The largest of bytes: to ask whether any is True takes torch twenty times as long.
+        return is_open.view(torch.uint8).view(self._shape).amax(others).bool() if others else is_open
 
     def zero_closed_(self, weight: Tensor, is_open: Tensor) -> None:
         """Write 0.0 into a weight where it does not count, in place."""

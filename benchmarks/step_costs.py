@@ -1,0 +1,83 @@
+"""What a budget takes beside a training step, and what gates take at the least."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from benchmarks.step_cases import CASES  # noqa: E402
+from benchmarks.step_clock import made, timed  # noqa: E402
+
+import secateur as sc  # noqa: E402
+
+__all__ = ["cost_rows", "floor_rows", "n_operators"]
+
+
+class _Operators(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def n_operators(step: Callable[[], None]) -> int:
+    """Operators that torch dispatches within a step, its backward pass included."""
+    with _Operators() as operators:
+        step()
+    return operators.count
+
+
+def cost_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str, Any]]:
+    """Expected cost with its gradient, as the loss has them, and the multipliers' step, over the dense step."""
+    case = CASES[name]
+    (_, base), (_, ours), pruner = made(case, sc.HardConcrete(), None, size or case.size)
+    ours()
+    controller = pruner.controller
+    chances = torch.full((pruner.costs.total,), 0.9, requires_grad=True)
+    is_open, scores = torch.ones(pruner.costs.total, dtype=torch.bool), torch.rand(pruner.costs.total)
+    task_loss = torch.ones(())
+
+    def gradient() -> None:
+        controller.loss(chances, task_loss=task_loss).backward()
+        chances.grad = None
+
+    def step() -> None:
+        controller.step(chances, is_open, scores=scores)
+
+    parts = {"expected cost and its gradient": gradient, "step of the multipliers": step}
+    return [{"network": name, "method": kind, **timed(base, part, rounds)} for kind, part in parts.items()]
+
+
+def floor_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str, Any]]:
+    """A dense step with the least that gates add: a group of the optimizer, and as many operators on one number."""
+    case = CASES[name]
+    (_, base), (_, ours), _ = made(case, sc.HardConcrete(), None, size or case.size)
+    more = n_operators(ours) - n_operators(base)
+    gate = nn.Parameter(torch.zeros(400))
+    gate.grad = torch.zeros(400)
+    optimizer = torch.optim.Adam([gate], lr=1e-4, fused=True)
+    number = torch.zeros(1)
+
+    def grouped() -> None:
+        base()
+        optimizer.step()
+
+    def called() -> None:
+        base()
+        for _ in range(more):
+            number.neg()
+
+    parts = {"one more optimizer call": grouped, f"{more} operators on one number": called}
+    return [{"network": name, "method": kind, **timed(base, part, rounds)} for kind, part in parts.items()]
