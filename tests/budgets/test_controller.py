@@ -128,6 +128,19 @@ def test_restarts_and_the_proportional_part() -> None:
         assert controller.prices["params"] == 0.0
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_surrogate_has_no_price_where_the_fixed_gates_meet_the_target(calibrated: bool) -> None:
+    controller = Controller(CostModel(wide(8)), {"params": 4}, hold=0, ramp=4, calibrated=calibrated)
+    chances, is_open = torch.full((8,), 0.9, dtype=torch.float64), torch.arange(8) < 4
+    for _ in range(8):  # expected 7.2, fixed 4
+        controller.step(chances, is_open)
+        if controller.steps < 4:
+            assert controller.prices["params"] > 0
+    assert (controller.prices["params"] > 0) == calibrated
+    controller.step(chances, torch.arange(8) < 5)
+    assert controller.prices["params"] > 0
+
+
 def test_the_price_has_a_limit() -> None:
     controller = Controller(
         CostModel(wide(4)), {"params": 1}, hold=0, ramp=0, control=Control(price_step=10.0, price_limit=2.0)

@@ -152,8 +152,12 @@ class Budget:
         """What a `CostModel` has to count apart for this budget."""
         return tuple(Part(name, PART_SIZES[size]) for name, wanted in self.per.items() for size in wanted)
 
-    def start(self, costs: CostModel) -> Controller:
+    def start(self, costs: CostModel, *, calibrated: bool = True) -> Controller:
         """The state of this budget in one training.
+
+        Args:
+            costs: what units cost.
+            calibrated: whether the gates' chances are chances, and not what stands in for them.
 
         Raises:
             BudgetError: the budget is above the dense cost or below what a cut can reach; the message names what
@@ -161,7 +165,15 @@ class Budget:
         """
         targets = feasible(costs, self.targets(costs.dense))
         hold, ramp = self.schedule
-        return Controller(costs, targets, hold=hold, ramp=ramp, equality=self.equality, control=self.control)
+        return Controller(
+            costs,
+            targets,
+            hold=hold,
+            ramp=ramp,
+            equality=self.equality,
+            control=self.control,
+            calibrated=calibrated,
+        )
 
     def _size_problems(self) -> list[str]:
         """What is wrong with the targets."""
@@ -252,8 +264,12 @@ class Penalty:
         """What the expected cost is multiplied by."""
         return self.weight / (self.n_examples if self.n_examples is not None else max(dense.of(self.kind), 1))
 
-    def start(self, costs: CostModel) -> PenaltyTerm:
+    def start(self, costs: CostModel, *, calibrated: bool = True) -> PenaltyTerm:
         """This penalty for one training.
+
+        Args:
+            costs: what units cost.
+            calibrated: makes no difference: a penalty takes the surrogate for what it is.
 
         Raises:
             BudgetError: it weighs a latency of which there is no model.

@@ -117,6 +117,8 @@ class Controller:
         ramp: optimizer steps in which it falls.
         equality: whether costs under all targets are brought up again.
         control: how fast multipliers move.
+        calibrated: whether chances are chances. Where they only stand in for them, the expected cost can be over a
+            target that the fixed gates meet; its price is then 0 once the reference has arrived.
 
     Example:
         >>> from secateur.budgets.budget import Budget
@@ -143,11 +145,12 @@ class Controller:
         ramp: int,
         equality: bool = True,
         control: Control | None = None,
+        calibrated: bool = True,
     ) -> None:
         self.costs = costs
         self.target: dict[str, int] = dict(targets)
         self.control = control or Control()
-        self.hold, self.ramp, self.equality = hold, ramp, equality
+        self.hold, self.ramp, self.equality, self.calibrated = hold, ramp, equality, calibrated
         #: optimizer steps so far
         self.steps = 0
         #: Lagrange multipliers of the expected costs, by kind
@@ -257,7 +260,7 @@ class Controller:
             self._scale = mean if self._scale is None else self._scale + (mean - self._scale) / LOSS_MEMORY
             self._peak = max(self._peak, self._scale)
             self._losses.clear()
-        self._ascend(values)
+        self._ascend(values, exact)
         if self.control.push_growth:
             order = Order(self.costs, chances, n_open, scores)
             self._weights = self._steered(exact, n_open, is_open, order)
@@ -302,12 +305,13 @@ class Controller:
         """Whether the reference stands at the target."""
         return self.steps >= self.hold + self.ramp
 
-    def _ascend(self, expected: Mapping[str, float]) -> None:
+    def _ascend(self, expected: Mapping[str, float], exact: Cost) -> None:
         """Dual ascent of the prices."""
         control = self.control
-        for kind in self.target:
+        for kind, target in self.target.items():
             violation = math.log(max(expected[kind], SMALLEST) / self.reference(kind))
-            if violation <= 0.0 and control.restart:
+            met = not self.calibrated and self._arrived and exact.of(kind) <= target
+            if met or (violation <= 0.0 and control.restart):
                 self._integral[kind] = self.prices[kind] = 0.0
                 continue
             integral = self._integral[kind] + control.price_step * violation

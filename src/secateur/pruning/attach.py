@@ -110,7 +110,8 @@ def attach(  # noqa: PLR0913 - all but the model by name
     units = Units(structure, chosen, columns(model, structure, gated), links(model, structure, gated, calls))
     costs = CostModel(units.counted, () if budget is None else budget.parts)
     goal = budget if budget is not None else penalty
-    controller = None if goal is None else goal.start(costs)
+    calibrated = all(one.method.calibrated for one in chosen)
+    controller = None if goal is None else goal.start(costs, calibrated=calibrated)
     generator = torch.Generator().manual_seed(seed)
     gate_set, norms = _made(model, chosen, generator, seed)
     place(model, gate_set, maps_of(units.groups, structure.shapes))
