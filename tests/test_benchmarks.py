@@ -87,3 +87,24 @@ def test_a_short_training_is_a_line_of_the_page(training: ModuleType, monkeypatc
     assert row["kept"]["params"] <= 0.3
     text = training.page({"networks": {"digits": row}, "versions": {"torch": "0"}})
     assert "\n| digits | 96 | 3 |" in text
+
+
+@pytest.fixture(scope="module")
+def conditional() -> ModuleType:
+    return benchmark("conditional")
+
+
+def test_steps_on_open_units_run_and_have_lines_on_the_page(conditional: ModuleType) -> None:
+    (found,) = conditional.measured(conditional.arguments(["--short"]))
+    (row,) = found["rows"]
+    assert 0 < row["macs"] < 1
+    assert min(*row["open"], *row["dense"]) > 0
+    record = {"found": [found], "threads": 1, "versions": {"torch": "0"}}
+    assert "| 50% |" in conditional.page(record)
+
+
+def test_the_page_of_conditional_steps_is_that_of_the_record(conditional: ModuleType) -> None:
+    import json
+
+    record = json.loads((ROOT / "results" / "conditional.json").read_text())
+    assert (ROOT / "docs" / "conditional.md").read_text() == conditional.page(record)

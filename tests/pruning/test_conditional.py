@@ -329,7 +329,16 @@ class Functional(ConvNet):
         return F.linear(torch.sigmoid(F.linear(h, self.fc1.weight, self.fc1.bias)), self.fc2.weight, self.fc2.bias)
 
 
-@pytest.mark.parametrize(("build", "like"), [(Recomputed, "lenet"), (Functional, "residual")])
+class Writing(LeNet):
+    """Holds its weights down as it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.conv1.weight.clamp_(-1.0, 1.0)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("build", "like"), [(Recomputed, "lenet"), (Writing, "lenet"), (Functional, "residual")])
 def test_models_that_it_does_not_fit_are_trained_by_full_passes(build, like):
     torch.manual_seed(0)
     net = build().double()
@@ -349,6 +358,33 @@ def test_models_that_it_does_not_fit_are_trained_by_full_passes(build, like):
     third = sc.attach(build().double(), structure=structure, method=METHODS["ar"], conditional=True)
     with pytest.raises(GateError, match="conditional=True: a pass without closed units fails with"):
         third.loss(partial(loss_of, third.model, x, y))
+
+
+class Chaotic(LeNet):
+    """Blows rounding up by a factor of a million."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(1e6 * super().forward(x))
+
+
+class Off(LeNet):
+    """Computes something else where its second convolution has other than its dense width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.001 if self.conv2.out_channels == 6 else 1.0)
+
+
+def test_rounding_that_a_network_blows_up_is_told_from_a_difference():
+    x, y = (part if part.dtype == torch.int64 else part.float() for part in batch(0))
+    torch.manual_seed(0)
+    net = Chaotic()
+    pruner = sc.attach(net, structure=structure_of("lenet"), method=METHODS["ar"], conditional=True)
+    pruner.loss(partial(loss_of, net, x, y))
+    assert pruner.conditional.passes > 0
+    net = Off().double()
+    pruner = sc.attach(net, structure=structure_of("lenet"), method=METHODS["ar"], conditional=True)
+    with pytest.raises(GateError, match="gives other loss"):
+        pruner.loss(partial(loss_of, net, *batch(0)))
 
 
 def times(ratio: Callable[[float], float]) -> Callable[[Callable[[], object]], float]:
@@ -392,6 +428,41 @@ def test_the_share_from_which_it_pays():
     assert paying([0.8, 0.4], [0.9, 0.5]) == pytest.approx(0.88)
     assert paying([0.8, 0.6, 0.2], [1.2, 1.1, 0.5]) == pytest.approx(0.52)
     assert paying([0.8, 0.2], [1.2, 0.99]) == 0.0
+
+
+def test_it_goes_with_autocast_and_several_passes_in_one_closure():
+    torch.manual_seed(0)
+    net = LeNet()
+    pruner = sc.attach(net, structure=structure_of("lenet"), method=METHODS["hard concrete"], conditional=True)
+    x, y = (part if part.dtype == torch.int64 else part.float() for part in batch(0))
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            first, second = net(x), net(x)
+        return F.cross_entropy(first.float(), y) + F.mse_loss(first.float(), second.float())
+
+    pruner.backward(closure)
+    assert pruner.conditional.passes >= 3
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_closure_that_gives_no_loss_is_refused_as_ever():
+    net, pruner = attached("lenet", METHODS["arm"], conditional=True)
+    x, _ = batch(0)
+    with pytest.raises(GateError, match="expected one number"):
+        pruner.loss(lambda: net(x))
+
+
+def test_wrapped_and_compiled_models_are_full(monkeypatch):
+    x, y = batch(0)
+    net, pruner = attached("lenet", METHODS["arm"], conditional="auto")
+    net.fc2.compile(backend="eager")
+    pruner.loss(partial(loss_of, net, x, y))
+    assert "compiled in place" in pruner.conditional.off
+    net, pruner = attached("lenet", METHODS["arm"], conditional=True)
+    monkeypatch.setattr(conditional, "_is_wrapped", lambda _: True)
+    with pytest.raises(GateError, match="wrapped or sharded"):
+        pruner.loss(partial(loss_of, net, x, y))
 
 
 def test_evaluation_and_parts_of_the_model_are_full():

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.errors import SecateurError
+from secateur.errors import GateError, SecateurError
 from secateur.pruning.axis import Axis, Flags
 from secateur.pruning.draw import Draw
 from secateur.pruning.narrowable import Held, Ways, held, narrowable
@@ -83,6 +83,8 @@ class Narrowing:
         macs: of a full pass of the model as it is.
         passes: how many were narrowed.
         random: whether a pass drew random numbers.
+        coarseness: relative distance of neighbouring numbers that the last pass computed with where its tensors do not
+            say it: under autocast, and on CUDA devices.
     """
 
     model: nn.Module
@@ -96,11 +98,13 @@ class Narrowing:
     macs: float = field(default=0.0, init=False)
     passes: int = field(default=0, init=False)
     random: bool = field(default=False, init=False)
+    coarseness: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         maps = narrowable(self.groups, self.how, self.structure, self.cut)
         places = held(self.model)
         self._undo: list[Callable[[], object]] = []
+        self._put_in: list[tuple[Tensor, int]] = []
         self._before: list[Tensor] | None = None
         self._left = ~self.gone.numpy()
         self._sizes = np.array([group.size for group in self.groups])
@@ -153,6 +157,7 @@ class Narrowing:
         """Before a forward pass of the whole model: narrow it, where that is to be."""
         self.end(watched=False)
         self._before = self._states()
+        self.coarseness = _coarseness(draw.values.device)
         is_open = np.append(draw.values[:-1].detach().cpu().numpy() != 0, True)
         is_open[:-1] &= self._left
         counts = np.add.reduceat(is_open[:-1].astype(np.int64), self._starts)
@@ -178,10 +183,15 @@ class Narrowing:
 
         Raises:
             DrawsRandomlyError: units were left out whole, and random numbers drawn.
+            GateError: the pass wrote to a weight of which it had only a part.
         """
         undone = bool(self._undo)
         while self._undo:
             self._undo.pop()()
+        written = any(part._version != version for part, version in self._put_in)
+        self._put_in.clear()
+        if watched and written:
+            raise GateError("the model writes to its weights in its forward pass; attach with conditional=False")
         before, self._before = self._before, None
         if watched and before is not None and not self.random:
             self.random = any(not torch.equal(*two) for two in zip(before, self._states(), strict=True))
@@ -201,6 +211,7 @@ class Narrowing:
             if not parts:
                 continue
             part = new[id(cut)] = narrowed(old, parts)
+            self._put_in.append((part, part._version))
             for place in cut.places:
                 self._put(place.store, place.key, part)
         for gated in self._gated:
@@ -340,6 +351,14 @@ def _maps_now(gated: _Gated) -> dict[int, Tensor]:
         positions = None if axis is None else axis.positions()
         found[dim] = torch.from_numpy(layers if positions is None else layers.take(positions, axis=1))
     return found
+
+
+def _coarseness(device: torch.device) -> float:
+    kinds = [torch.float64]
+    if torch.is_autocast_enabled(device.type):
+        kinds.append(torch.get_autocast_dtype(device.type))
+    # Tensor cores may take float32 with a mantissa as short as that of float16.
+    return max(torch.finfo(kind).eps for kind in [*kinds, *([torch.float16] if device.type == "cuda" else [])])
 
 
 def _set(undo: list[Callable[[], object]], owner: nn.Module, key: str, value: object) -> None:
