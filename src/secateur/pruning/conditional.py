@@ -42,8 +42,8 @@ MEASURED_FROM = 0.9
 SHAKEN, FARTHER = 16, 4
 #: Shares of open units that steps are measured at, besides full ones.
 SHARES = (0.75, 0.5, 0.25)
-#: Steps of each, turn by turn, the first of which does not count.
-ROUNDS = 4
+#: Steps of each that count, turn by turn: as many as this number of seconds holds, within these bounds.
+SECONDS, ROUNDS = 0.5, (3, 20)
 #: Time of a full step that a narrowed one must save.
 LEAST_GAIN = 0.02
 #: Steps until a draw is looked at again while the share is far above what pays, and how far that is.
@@ -270,14 +270,21 @@ class _Passes:
         """The share of multiply-accumulates up to which a narrowed pass takes less time."""
         draws = [self.drawn(narrowing, share) for share in SHARES]
         shares = [1.0] * len(draws)
-        ratios: list[list[float]] = [[] for _ in draws]
-        for turn in range(ROUNDS):
+
+        def turn() -> list[float]:
             full = _timed(partial(self.take, narrowing, draws[0], -1.0))
+            found = []
             for number, draw in enumerate(draws):
-                part = _timed(partial(self.take, narrowing, draw, 1.0))
+                found.append(_timed(partial(self.take, narrowing, draw, 1.0)) / full)
                 shares[number] = narrowing.share
-                if turn:
-                    ratios[number].append(part / full)
+            return found
+
+        turn()  # the first passes pay for allocation
+        start = time.perf_counter()
+        turns = [turn()]
+        took = max(time.perf_counter() - start, 1e-6)
+        turns += [turn() for _ in range(min(max(int(SECONDS / took), ROUNDS[0]), ROUNDS[1]) - 1)]
+        ratios = list(zip(*turns, strict=True))
         return paying(shares, [statistics.median(each) for each in ratios])
 
 
@@ -300,7 +307,7 @@ def paying(shares: Sequence[float], ratios: Sequence[float]) -> float:
     (high, after), (low, before) = points[:2]
     if after <= most:
         slope = (after - before) / (high - low)
-        return min(1.0, high + (most - after) / slope) if slope > 0 else 1.0
+        return min(1.0, round(high + (most - after) / slope, 6)) if slope > 0 else 1.0
     for (high, after), (low, before) in itertools.pairwise(points):
         if before <= most:
             return round(low + (high - low) * (most - before) / (after - before), 6)
