@@ -176,7 +176,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def page(record: dict[str, Any]) -> str:
     """The page, from the record alone."""
-    about = [textwrap.fill(" ".join(part.split()), 120) for part in ABOUT]
+    about = [textwrap.fill(" ".join(part.split()), 120, break_on_hyphens=False) for part in ABOUT]
     lines = [
         "# Conditional computation",
         "",

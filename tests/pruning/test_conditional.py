@@ -460,6 +460,11 @@ def test_wrapped_and_compiled_models_are_full(monkeypatch):
     pruner.loss(partial(loss_of, net, x, y))
     assert "compiled in place" in pruner.conditional.off
     net, pruner = attached("lenet", METHODS["arm"], conditional=True)
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        pruner.backward(partial(loss_of, net, x, y))
+    assert pruner.conditional.passes == 0
+    net, pruner = attached("lenet", METHODS["arm"], conditional=True)
     monkeypatch.setattr(conditional, "_is_wrapped", lambda _: True)
     with pytest.raises(GateError, match="wrapped or sharded"):
         pruner.loss(partial(loss_of, net, x, y))
