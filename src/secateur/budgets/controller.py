@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.budgets.costs import CostModel
+from secateur.budgets.expectation import Point
 from secateur.budgets.order import SMALLEST, Order
 from secateur.budgets.projection import flips, goals, settled
 from secateur.budgets.runs import on_host
@@ -165,6 +166,7 @@ class Controller:
         self._losses: list[float] = []
         self._weights: NDArray[Any] | None = None
         self._costs_now = (costs.dense, costs.dense)
+        self._point: tuple[NDArray[Any], Point] | None = None
 
     @property
     def expected(self) -> Cost:
@@ -209,7 +211,7 @@ class Controller:
         if not prices and self._weights is None:
             return prob_open.new_zeros(())
         chances = on_host(prob_open)
-        point = self.costs.at(chances)
+        point = self._at(chances)
         values = {kind: max(cost, SMALLEST) for kind, cost in zip(self.costs.rows, point.values.tolist(), strict=True)}
         scale = scale or 1.0
         value, pull = 0.0, None
@@ -241,7 +243,7 @@ class Controller:
             BudgetError: a chance is not finite; nothing was changed.
         """
         chances, is_open = on_host(prob_open), on_host(fixed_open)
-        values = dict(zip(self.costs.rows, self.costs.expected_values(chances).tolist(), strict=True))
+        values = dict(zip(self.costs.rows, self._at(chances).values.tolist(), strict=True))
         wrong = [f"{kind} {value}" for kind, value in values.items() if not math.isfinite(value)]
         if wrong:
             self._losses.clear()
@@ -299,6 +301,12 @@ class Controller:
         expected, exact = (self.costs.cost(numbers) for numbers in state["costs"])
         self._costs_now = expected, exact
         self._losses.clear()
+
+    def _at(self, chances: NDArray[Any]) -> Point:
+        """Expected costs with their slopes; worked out once where a step and the loss after it see the same chances."""
+        if self._point is None or not np.array_equal(self._point[0], chances):
+            self._point = chances.copy(), self.costs.at(chances)
+        return self._point[1]
 
     @property
     def _arrived(self) -> bool:

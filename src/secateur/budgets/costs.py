@@ -138,11 +138,6 @@ class CostModel:
         self._check_units(prob_open)
         return self._tables.at(on_host(prob_open))
 
-    def expected_values(self, prob_open: NDArray[Any]) -> NDArray[np.float64]:
-        """All expected costs ``(R,)`` at chances ``(U,)``, as :meth:`at` has them."""
-        self._check_units(prob_open)
-        return self._tables.values(prob_open)
-
     def slopes(self, prob_open: Tensor) -> tuple[Tensor, Tensor]:
         """All expected costs, and how they grow with each unit's chance.
 

@@ -25,11 +25,15 @@ __all__ = ["NEAR", "flips", "goals", "project_onto", "settled"]
 NEAR = 0.05
 #: Lengths that a search tries at once.
 WIDE = 16
-#: Units that a search sorts at first; more only where these do not suffice.
-FIRST_LOOK = 1024
+#: Units that a search looks at first, for mostly few are to flip; more only where these do not suffice.
+FIRST_LOOK = 32
+#: Units up to which every number of them is tried at once.
+AT_ONCE = 64
 #: Of many units every so many-th is looked at first, to find out which ones are worth sorting; from so many looked at.
 STRIDE = 64
 SAMPLED = 256
+#: So many scores are sorted at once rather than parted first.
+SORTED = 1024
 
 
 def goals(limits: Mapping[str, int]) -> list[dict[str, int]]:
@@ -92,7 +96,14 @@ def flips(
             change = _counts_within(groups, lengths, len(n_open))
             return ~_within(costs, n_open - change if closing else n_open + change, limits)
 
-        if look >= n_movable or bool(over(np.array([len(found)]))[0]) != closing:
+        if len(found) <= AT_ONCE:
+            ends = over(np.arange(len(found) + 1))
+            if look >= n_movable or bool(ends[-1]) != closing:
+                turned = np.flatnonzero(ends != closing)
+                length = int(turned[0]) if len(turned) else len(ends)
+                few: NDArray[np.int64] = found[: min(length, len(found)) if closing else max(length - 1, 0)]
+                return few
+        elif look >= n_movable or bool(over(np.array([len(found)]))[0]) != closing:
             length = _first(lambda k: ~over(k), len(found)) if closing else _first(over, len(found)) - 1
             chosen: NDArray[np.int64] = found[: max(length, 0)]
             return chosen
@@ -305,7 +316,7 @@ def _foremost(scores: NDArray[Any], among: NDArray[np.bool_], n: int, *, lowest:
     """Positions of the ``n`` lowest or highest scores among some units, in that order, ties by position."""
     chosen = np.flatnonzero(_tail(scores, among, n, lowest=lowest) if len(scores) > SAMPLED * STRIDE else among)
     keys = scores[chosen] if lowest else -scores[chosen]
-    if len(keys) > 2 * n:
+    if len(keys) > max(2 * n, SORTED):
         last = np.partition(keys, n - 1)[n - 1]
         chosen, keys = chosen[keys <= last], keys[keys <= last]
     return chosen[np.argsort(keys, kind="stable")[:n]]
@@ -335,9 +346,8 @@ def _counts_within(groups: NDArray[np.int64], lengths: NDArray[np.int64], n_grou
 def _first(holds: Callable[[NDArray[np.int64]], NDArray[np.bool_]], last: int) -> int:
     """The first length in [0, last] at which a monotone property holds, many lengths tried at once; else last + 1."""
     low, high = 0, last + 1
-    # Mostly few units are to flip, so all short lengths are tried at once, and longer ones by doubling.
     doubling = 2 ** np.arange(max(last, 1).bit_length() + 1) - 1
-    lengths = np.union1d(np.arange(min(WIDE, last + 1)), np.minimum(doubling, last))
+    lengths = np.unique(np.minimum(doubling, last))
     while True:
         found = holds(lengths)
         if found.any():
