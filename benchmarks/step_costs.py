@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,23 +46,25 @@ def cost_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str,
     (_, base), (_, ours), pruner = made(case, sc.HardConcrete(), None, size or case.size)
     ours()
     controller = pruner.controller
-    chances = torch.full((pruner.costs.total,), 0.9, requires_grad=True)
+    # Two in turn, for at the same chances the costs are not worked out again.
+    several = itertools.cycle([torch.full((pruner.costs.total,), p, requires_grad=True) for p in (0.9, 0.8)])
     is_open, scores = torch.ones(pruner.costs.total, dtype=torch.bool), torch.rand(pruner.costs.total)
     task_loss = torch.ones(())
 
     def gradient() -> None:
+        chances = next(several)
         controller.loss(chances, task_loss=task_loss).backward()
         chances.grad = None
 
     def step() -> None:
-        controller.step(chances, is_open, scores=scores)
+        controller.step(next(several), is_open, scores=scores)
 
     parts = {"expected cost and its gradient": gradient, "step of the multipliers": step}
     return [{"network": name, "method": kind, **timed(base, part, rounds)} for kind, part in parts.items()]
 
 
 def floor_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str, Any]]:
-    """A dense step with the least that gates add: a group of the optimizer, and as many operators on one number."""
+    """The least that gates add, over the dense step: a call of the optimizer, and as many operators on one number."""
     case = CASES[name]
     (_, base), (_, ours), _ = made(case, sc.HardConcrete(), None, size or case.size)
     more = n_operators(ours) - n_operators(base)
@@ -70,14 +73,9 @@ def floor_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str
     optimizer = torch.optim.Adam([gate], lr=1e-4, fused=True)
     number = torch.zeros(1)
 
-    def grouped() -> None:
-        base()
-        optimizer.step()
-
     def called() -> None:
-        base()
         for _ in range(more):
             number.neg()
 
-    parts = {"one more optimizer call": grouped, f"{more} operators on one number": called}
+    parts = {"one more optimizer call": optimizer.step, f"{more} operators on one number": called}
     return [{"network": name, "method": kind, **timed(base, part, rounds)} for kind, part in parts.items()]

@@ -167,7 +167,7 @@ class HardConcrete(Method):
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """``P(z != 0) = sigma(log_alpha - beta log(-gamma / zeta))``."""
-        return torch.sigmoid(params["log_alpha"] + self.open_shift)
+        return (params["log_alpha"] + self.open_shift).sigmoid_()
 
     def fixed(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The evaluation rule that ``evaluation`` names."""

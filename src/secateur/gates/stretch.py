@@ -18,7 +18,7 @@ __all__ = ["attached", "check_stretch", "closing_logit", "draw", "pulled", "stre
 def stretched(logits: Tensor, gamma: float, zeta: float) -> Tensor:
     """``clip(sigma(logits) (zeta - gamma) + gamma, 0, 1)``; no gradient where clipped."""
     # Unlike clamp, hardtanh has no gradient at 0 itself: a gate that stands there hears nothing.
-    return F.hardtanh(torch.sigmoid(logits) * (zeta - gamma) + gamma, 0.0, 1.0)
+    return F.hardtanh((torch.sigmoid(logits) * (zeta - gamma)).add_(gamma), 0.0, 1.0)
 
 
 def draw(noise: Tensor, log_alpha: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
