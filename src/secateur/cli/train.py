@@ -38,6 +38,9 @@ def train(  # noqa: PLR0913, PLR0917 - one argument for each option
     out: Annotated[Path | None, typer.Option(help="File for the compact network, .safetensors.")] = None,
     record: Annotated[Path | None, typer.Option(help="File for a JSON record of the run.")] = None,
     device: Annotated[str, typer.Option(help="Device to train on, as torch names it.")] = "cpu",
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="Leave units that a step draws as closed out of it, where that pays.")
+    ] = False,
 ) -> None:
     """Train with gates to a budget, cut, prove, save; compare with dense and with the same widths from scratch."""
     from secateur.recipes.data import load
@@ -50,7 +53,7 @@ def train(  # noqa: PLR0913, PLR0917 - one argument for each option
         raise SecateurError("epochs=0; expected at least 2")
     if keep_params is None and keep_macs is None:
         keep_params = DEFAULT_KEEP
-    settings = Settings(data, net, method, keep_params, keep_macs, epochs or 0, seed, device)
+    settings = Settings(data, net, method, keep_params, keep_macs, epochs or 0, seed, device, conditional)
     path = out if out is not None else RUNS / f"{settings.title}.safetensors"
     check_place(path)
     if record is not None:

@@ -92,6 +92,8 @@ class Settings:
         epochs: passes over the training images, at least 2; 0 for the network's own number.
         seed: of the initial weights, the order of the examples and the gates' draws, at least 0.
         device: torch's name of the device to train on.
+        conditional: whether steps leave out units whose gates they draw as 0, where that was measured to pay. A run
+            then repeats up to rounding only, for times decide.
 
     Raises:
         SecateurError: names every setting that is unknown, out of range, or does not fit another one.
@@ -110,6 +112,7 @@ class Settings:
     epochs: int = 0
     seed: int = 0
     device: str = "cpu"
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         tables = {

@@ -76,6 +76,7 @@ def command(outcome: Outcome) -> str:
         if share is not None:
             words += [option, f"{share:g}"]
     words += ["--epochs", str(settings.schedule().epochs), "--seed", str(settings.seed)]
+    words += ["--conditional"] if settings.conditional else []
     return " ".join(words)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import SecateurError
+from secateur.pruning.conditional import When
 from secateur.recipes.images import Images
 from secateur.recipes.measure import (
     Latency,
@@ -147,7 +148,10 @@ def attached(settings: Settings, images: Images, steps: int | None = None) -> tu
     model = fresh(settings.net, settings.seed).to(settings.device)
     budget = settings.budget(steps)
     gates = gates_for(settings)
-    return model, sc.attach(model, examples=(images.x[:1],), gates=gates, budget=budget, seed=settings.seed)
+    when: When = "auto" if settings.conditional else False
+    examples = (images.x[:1],)
+    pruner = sc.attach(model, examples=examples, gates=gates, budget=budget, seed=settings.seed, conditional=when)
+    return model, pruner
 
 
 def pruned(settings: Settings, images: Images, watch: Watch) -> Pruned:
