@@ -40,7 +40,7 @@ class Structure:
         branches: paths of modules whose output is added to the stream that they read.
 
     Example:
-        >>> import secateur as sc
+        >>> import torch, secateur as sc
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> structure = sc.trace(net, examples=(torch.zeros(1, 4),))
         >>> [(group.name, group.size) for group in structure.groups]
@@ -156,7 +156,7 @@ class Structure:
                 the units are not alike, or one traced unit is in two of them.
 
         Example:
-            >>> import secateur as sc
+            >>> import torch, secateur as sc
             >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> structure = sc.trace(net, examples=(torch.zeros(1, 4),))
             >>> blocks = structure.custom("blocks", {("0.weight", 0): [[0, 1, 2, 3], [4, 5, 6, 7]]})
