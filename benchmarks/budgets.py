@@ -17,7 +17,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +97,7 @@ def main() -> None:
     if unknown := set(args.sweeps) - set(SWEEPS):
         raise SecateurError(f"unknown sweep {sorted(unknown)}; there are: {', '.join(SWEEPS)}")
     for name in [] if args.page else args.sweeps:
-        images = load(SWEEPS[name].data, args.data_dir)
-        if first := SWEEPS[name].first:
-            images = replace(images, x=images.x[:first], y=images.y[:first])
+        images = load(SWEEPS[name].data, args.data_dir).first(SWEEPS[name].first)
         for key in wanted([name], args.methods):
             if key in recorded():
                 continue

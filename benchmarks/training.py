@@ -20,7 +20,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,7 @@ def main() -> None:
     record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"networks": {}}
     for name in [] if args.page else args.networks:
         case = CASES[name]
-        images = load(case.settings.data, args.data_dir)
-        if case.first:
-            images = replace(images, x=images.x[: case.first], y=images.y[: case.first])
+        images = load(case.settings.data, args.data_dir).first(case.first)
         record["networks"][name] = measured(case, images)
         record["versions"] = {"python": platform.python_version(), "torch": version("torch")}
         write_text(RECORD, json.dumps(record, indent=1) + "\n")

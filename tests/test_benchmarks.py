@@ -80,8 +80,7 @@ def test_a_failure_in_one_training_ends_both(training: ModuleType) -> None:
 def test_a_short_training_is_a_line_of_the_page(training: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     case = training.Case(training.Settings(keep_params=0.3, epochs=3), 96, 0.6)
     monkeypatch.setitem(training.CASES, "digits", case)
-    images = training.load("digits", None)
-    images = training.replace(images, x=images.x[:96], y=images.y[:96])
+    images = training.load("digits", None).first(96)
     row = training.measured(case, images)
     assert len(row["seconds"]["dense"]) == len(row["seconds"]["pruned"]) == 3
     assert row["kept"]["params"] <= 0.3

@@ -38,3 +38,7 @@ class Images:
         return replace(
             self, x=self.x.to(device), y=self.y.to(device), x_test=self.x_test.to(device), y_test=self.y_test.to(device)
         )
+
+    def first(self, n: int) -> Images:
+        """The same set with the first ``n`` training images only; 0 for all."""
+        return replace(self, x=self.x[:n], y=self.y[:n]) if n else self
