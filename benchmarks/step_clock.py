@@ -47,8 +47,15 @@ def stepper(
     return step
 
 
-def timed(one: Callable[[], None], other: Callable[[], None], rounds: int) -> dict[str, Any]:
-    """Both, turn by turn, the first of a round in alternation; seconds of the processor."""
+def timed(one: Callable[[], None], other: Callable[[], None], rounds: int, turn: int = 1) -> dict[str, Any]:
+    """Both, turn by turn, the first of a round in alternation; seconds of the processor for one step.
+
+    Args:
+        one: the base.
+        other: what is compared with it.
+        rounds: turns of each.
+        turn: steps in a turn, where not every step does the same.
+    """
     for _ in range(WARM_UP):
         one()
         other()
@@ -60,8 +67,9 @@ def timed(one: Callable[[], None], other: Callable[[], None], rounds: int) -> di
         for _ in range(rounds):
             for name, side in sides:
                 start = time.process_time()
-                side()
-                times[name].append(time.process_time() - start)
+                for _ in range(turn):
+                    side()
+                times[name].append((time.process_time() - start) / turn)
             sides.reverse()
     finally:
         gc.enable()

@@ -12,7 +12,8 @@ from tests.polynomials import Polynomials, chain, group
 from torch import Tensor
 
 from secateur.budgets.budget import Budget
-from secateur.budgets.controller import LEAST_PUSH, Control, Controller
+from secateur.budgets.control import Control
+from secateur.budgets.controller import LEAST_PUSH, Controller
 from secateur.budgets.costs import CostModel
 from secateur.budgets.projection import NEAR
 from secateur.errors import BudgetError
@@ -250,7 +251,7 @@ def test_minibatches_can_be_accumulated() -> None:
     before = copy.deepcopy(controller.state_dict())
     for size in (1.0, 2.0, 6.0):
         controller.loss(chances, task_loss=torch.tensor(size))
-    assert controller.state_dict() == before
+    assert controller.state_dict() == before | {"losses": [1.0, 2.0, 6.0]}  # noted, and nothing moved
     controller.step(chances, chances > 0.5)
     assert controller.state_dict()["scale"] == pytest.approx(3.0)
     controller.loss(chances, task_loss=torch.tensor(13.0))
@@ -417,3 +418,19 @@ def test_two_targets_end_with_the_tighter_one_met_and_the_other_kept() -> None:
     exact = gates.controller.exact
     assert exact.macs / dense.macs == pytest.approx(0.15, rel=NEAR)
     assert exact.params / dense.params <= 0.3
+
+
+# Several optimizer steps at once
+
+
+@pytest.mark.parametrize("open_share", [0.4, 0.9])
+def test_several_steps_at_once_move_as_far_as_one_after_the_other(open_share: float) -> None:
+    costs, chances = CostModel(wide(20)), torch.full((20,), open_share).double()
+    is_open = torch.arange(20) < 20 * open_share
+    one, other = (Controller(costs, {"params": 10}, hold=0, ramp=0) for _ in range(2))
+    for _ in range(4):
+        one.step(chances, is_open)
+    other.step(chances, is_open, passed=4)
+    assert other.steps == one.steps == 4
+    assert other.prices == pytest.approx(one.prices)
+    assert other.push == pytest.approx(one.push)

@@ -93,7 +93,7 @@ def test_a_run_that_is_killed_and_resumed_continues_bit_for_bit(pressure: str, k
 def test_states_that_do_not_fit_are_refused() -> None:
     _, plain, _ = made()
     _, pressed, _ = made(penalty=sc.Penalty(0.1, unit="density"))
-    with pytest.raises(GateError, match="version None, expected 2"):
+    with pytest.raises(GateError, match="version None, expected 3"):
         plain.load_state_dict({})
     with pytest.raises(GateError, match=r"saved with a budget .* attached without"):
         plain.load_state_dict(pressed.state_dict())

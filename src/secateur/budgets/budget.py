@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from secateur.budgets.controller import Control, Controller
+from secateur.budgets.control import Control
+from secateur.budgets.controller import Controller
 from secateur.budgets.costs import KINDS, CostModel, Kind
 from secateur.budgets.parts import Part
 from secateur.budgets.projection import project_onto
@@ -310,9 +311,14 @@ class PenaltyTerm:
 
     @torch.no_grad()
     def step(
-        self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | Callable[[], Tensor] | None = None
+        self,
+        prob_open: Tensor,
+        fixed_open: Tensor,
+        *,
+        scores: Tensor | Callable[[], Tensor] | None = None,
+        passed: int = 1,
     ) -> None:
-        """Note the costs, once after each optimizer step."""
+        """Note the costs, after each optimizer step."""
         values = self.costs.expected_vector(prob_open).tolist()
         if not all(math.isfinite(value) for value in values):
             raise BudgetError(f"PenaltyTerm.step: the expected cost is {values}; the gates' parameters have diverged")

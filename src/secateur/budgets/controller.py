@@ -6,9 +6,7 @@ Index conventions: ``U`` units of all groups in a row.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.budgets.control import Control
 from secateur.budgets.costs import CostModel
 from secateur.budgets.expectation import Point
 from secateur.budgets.order import SMALLEST, Order
@@ -24,7 +23,7 @@ from secateur.budgets.runs import on_host
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
-__all__ = ["Control", "Controller"]
+__all__ = ["Controller"]
 
 #: Memory of the running size of the task loss, in optimizer steps.
 LOSS_MEMORY = 10
@@ -36,60 +35,6 @@ LARGEST_PUSH = 1e3
 LARGEST_UNTOLD = 1e6
 #: The loss counts as at least this share of its largest running mean: pressure does not fade where a loss is nearly 0.
 LEAST_SCALE = 0.01
-
-
-@dataclass(frozen=True)
-class Control:
-    """How fast multipliers move; the defaults serve every gate method, optimizer rates and loss scales alike.
-
-    Args:
-        price_step: ascent of the price for each optimizer step and unit of ``log(expected / reference)``, >= 0; 0
-            switches the price off.
-        proportional: share of the violation itself that is added to the price (PI control), >= 0.
-        restart: whether the price falls to 0 as soon as the expected cost is at the reference or under it.
-        price_limit: largest price, > 0. At 1, halving the cost is worth as much as halving the loss.
-        push_growth: largest relative growth of the push in one step, in [0, 1); half of it while the reference falls.
-            0 switches the push off, and what is left is the Lagrangian of the expected cost.
-        push_decay: largest relative decay of the push in one step, in [0, 1).
-        push_gain: how many times larger than its multiplier the push can be while the cost is far off, >= 1.
-        tolerance: relative deviation of the fixed gates' cost at which the push neither grows nor decays, > 0.
-        lag: optimizer steps by which that cost may trail the falling reference as well, >= 0.
-        hold: how hard units stay closed once they are, as a share of the push, >= 0, while the reference falls; 1 then.
-        leak: share of the push that reaches all other units when units must open, >= 0: methods whose closed units
-            get no gradient can only open them through the others.
-
-    Raises:
-        BudgetError: a setting is outside its range.
-
-    Example:
-        >>> Control(push_growth=0.0, restart=False).price_step  # the textbook Lagrangian
-        0.1
-    """
-
-    price_step: float = 0.1
-    proportional: float = 0.0
-    restart: bool = True
-    price_limit: float = 3.0
-    push_growth: float = 0.1
-    push_decay: float = 0.025
-    push_gain: float = 5.0
-    tolerance: float = 0.02
-    lag: float = 15.0
-    hold: float = 0.3
-    leak: float = 0.1
-
-    def __post_init__(self) -> None:
-        least = {"push_gain": 1.0, "price_limit": SMALLEST, "tolerance": SMALLEST}
-        most = {"push_growth": 1.0 - SMALLEST, "push_decay": 1.0 - SMALLEST}
-        wrong = []
-        for setting in fields(self):
-            value, low, high = getattr(self, setting.name), least.get(setting.name, 0.0), most.get(setting.name)
-            if setting.name != "restart" and not low <= value <= (sys.float_info.max if high is None else high):
-                wrong.append(
-                    f"{setting.name}={value!r}, expected {low:g} or more" + (f", under {high:g}" if high else "")
-                )
-        if wrong:
-            raise BudgetError("Control: " + "; ".join(wrong))
 
 
 class Controller:
@@ -197,16 +142,8 @@ class Controller:
         Raises:
             BudgetError: the task loss is not finite; nothing was changed.
         """
-        scale = self._scale if self._scale is None else max(self._scale, LEAST_SCALE * self._peak)
-        if task_loss is not None:
-            size = abs(float(task_loss.detach()))
-            if not math.isfinite(size):
-                raise BudgetError(
-                    f"Controller.loss: the task loss is {size}, expected a finite number; the budget's multipliers are"
-                    " unchanged. Lower the learning rate, or find the batch that diverged"
-                )
-            self._losses.append(size)
-            scale = size if scale is None else scale
+        size = self.hear(task_loss)
+        scale = size if self._scale is None else max(self._scale, LEAST_SCALE * self._peak)
         prices = {kind: price for kind, price in self.prices.items() if price}
         if not prices and self._weights is None:
             return prob_open.new_zeros(())
@@ -226,11 +163,33 @@ class Controller:
             pull = pushed if pull is None else np.add(pull, pushed, out=pull)
         return _Pulled.apply(prob_open, torch.from_numpy(pull).to(prob_open), value)  # type: ignore[no-any-return, no-untyped-call]
 
+    def hear(self, task_loss: Tensor | None) -> float | None:
+        """Note the size of a task loss, which sets the scale; None is not noted.
+
+        Raises:
+            BudgetError: the loss is not finite; nothing was changed.
+        """
+        if task_loss is None:
+            return None
+        size = abs(float(task_loss.detach()))
+        if not math.isfinite(size):
+            raise BudgetError(
+                f"Controller.loss: the task loss is {size}, expected a finite number; the budget's multipliers are"
+                " unchanged. Lower the learning rate, or find the batch that diverged"
+            )
+        self._losses.append(size)
+        return size
+
     @torch.no_grad()
     def step(
-        self, prob_open: Tensor, fixed_open: Tensor, *, scores: Tensor | Callable[[], Tensor] | None = None
+        self,
+        prob_open: Tensor,
+        fixed_open: Tensor,
+        *,
+        scores: Tensor | Callable[[], Tensor] | None = None,
+        passed: int = 1,
     ) -> None:
-        """Move the multipliers; once after each optimizer step.
+        """Move the multipliers; after each optimizer step, or as far as in so many of them.
 
         Args:
             prob_open: ``(U,)``, chance of each unit, or what stands for it.
@@ -238,6 +197,7 @@ class Controller:
             scores: ``(U,)``, the order in which units are pushed closed, lowest first, infinite for units without a
                 gate, or what gives it, asked where units must flip; by default the chances, where exactly 1 means no
                 gate.
+            passed: optimizer steps since the last call, at least 1.
 
         Raises:
             BudgetError: a chance is not finite; nothing was changed.
@@ -255,17 +215,19 @@ class Controller:
         exact = self.costs.cut(n_open)
         if not self._start:
             self._start = {kind: math.log(max(exact.of(kind), 1)) for kind in self.target}
-        self.steps += 1
+        self.steps += passed
         self._costs_now = self.costs.cost([*values.values()]), exact
         if self._losses:
             mean = sum(self._losses) / len(self._losses)
-            self._scale = mean if self._scale is None else self._scale + (mean - self._scale) / LOSS_MEMORY
-            self._peak = max(self._peak, self._scale)
+            scale = mean if self._scale is None else self._scale
+            for _ in range(passed):
+                scale += (mean - scale) / LOSS_MEMORY
+            self._scale, self._peak = scale, max(self._peak, scale)
             self._losses.clear()
-        self._ascend(values, exact)
+        self._ascend(values, exact, passed)
         if self.control.push_growth:
             order = Order(self.costs, chances, n_open, scores)
-            self._weights = self._steered(exact, n_open, is_open, order)
+            self._weights = self._steered(exact, n_open, is_open, order, passed)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as numbers and one tensor."""
@@ -279,6 +241,7 @@ class Controller:
             "start": dict(self._start),
             "scale": self._scale,
             "peak": self._peak,
+            "losses": list(self._losses),
             "weights": None if self._weights is None else torch.from_numpy(self._weights.copy()),
             "costs": [[cost.of(name) for name in self.costs.rows] for cost in self._costs_now],
         }
@@ -300,7 +263,7 @@ class Controller:
         self._weights = None if state["weights"] is None else on_host(state["weights"]).copy()
         expected, exact = (self.costs.cost(numbers) for numbers in state["costs"])
         self._costs_now = expected, exact
-        self._losses.clear()
+        self._losses = [*state["losses"]]
 
     def _at(self, chances: NDArray[Any]) -> Point:
         """Expected costs with their slopes; worked out once where a step and the loss after it see the same chances."""
@@ -313,7 +276,7 @@ class Controller:
         """Whether the reference stands at the target."""
         return self.steps >= self.hold + self.ramp
 
-    def _ascend(self, expected: Mapping[str, float], exact: Cost) -> None:
+    def _ascend(self, expected: Mapping[str, float], exact: Cost, passed: int) -> None:
         """Dual ascent of the prices."""
         control = self.control
         for kind, target in self.target.items():
@@ -322,13 +285,13 @@ class Controller:
             if met or (violation <= 0.0 and control.restart):
                 self._integral[kind] = self.prices[kind] = 0.0
                 continue
-            integral = self._integral[kind] + control.price_step * violation
+            integral = self._integral[kind] + passed * control.price_step * violation
             self._integral[kind] = min(max(integral, 0.0), control.price_limit)
             price = self._integral[kind] + control.proportional * violation
             self.prices[kind] = min(max(price, 0.0), control.price_limit)
 
     def _steered(
-        self, exact: Cost, n_open: NDArray[np.int64], is_open: NDArray[np.bool_], order: Order
+        self, exact: Cost, n_open: NDArray[np.int64], is_open: NDArray[np.bool_], order: Order, passed: int
     ) -> NDArray[Any]:
         """Choose the units to push, and grow or shrink the push; how much each one is pushed, ``(U,)``."""
         control = self.control
@@ -347,7 +310,7 @@ class Controller:
             size = 1.0
         growth = (0.5 if falling else 1.0) * control.push_growth if size > 0.0 else control.push_decay
         largest = LARGEST_UNTOLD if self._scale is None else LARGEST_PUSH
-        self.push = min(max(self.push * (1.0 + growth * size), LEAST_PUSH), largest)
+        self.push = min(max(self.push * (1.0 + growth * size) ** passed, LEAST_PUSH), largest)
         weights *= min(max(off / allowed, 1.0), control.push_gain) * self.push
         return weights
 

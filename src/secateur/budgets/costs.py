@@ -37,6 +37,9 @@ Kind: TypeAlias = Literal["params", "macs", "latency"]
 #: What is counted, in the order of every vector of costs, which is that of the fields of `Cost`.
 KINDS: tuple[Kind, ...] = ("params", "macs", "latency")
 
+#: Patterns of which a cost model remembers the cost.
+KNOWN = 4096
+
 
 class CostModel:
     r"""Cost of a model as a function of which units are open.
@@ -98,6 +101,7 @@ class CostModel:
         self._counting = Counting(axes, [*structure.terms[:2], (), *of_parts])
         self._timing = Counting(axes, structure.terms[2:])
         self.segment: Tensor = torch.from_numpy(tables.runs.segment)
+        self._known: dict[bytes, Cost] = {}
         self.dense: Cost = self.count(self.sizes)
         #: units of each group that a cut leaves at least, ``(G,)``
         self.floor: NDArray[np.int64] = np.array([min(g.size, g.least) for g in structure.groups], dtype=np.int64)
@@ -165,7 +169,14 @@ class CostModel:
 
     def cut(self, n_open: NDArray[np.int64]) -> Cost:
         """Cost of what a cut leaves of so many open units of each group, ``(G,)``."""
-        return self.count(np.maximum(n_open, self.floor))
+        # A training asks about the same numbers again and again.
+        key = n_open.tobytes()
+        cost = self._known.get(key)
+        if cost is None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            cost = self._known[key] = self.count(np.maximum(n_open, self.floor))
+        return cost
 
     def cuts(self, n_open: NDArray[np.int64]) -> NDArray[np.int64]:
         """`cut` of many patterns at once: ``(..., G)`` to costs in the order of `rows`, ``(..., R)``."""

@@ -25,6 +25,8 @@ __all__ = ["NEAR", "flips", "goals", "project_onto", "settled"]
 NEAR = 0.05
 #: Lengths that a search tries at once.
 WIDE = 16
+#: Units that are flipped one after the other before any search.
+ONE_BY_ONE = 6
 #: Units that a search looks at first, for mostly few are to flip; more only where these do not suffice.
 FIRST_LOOK = 32
 #: Units up to which every number of them is tried at once.
@@ -83,6 +85,8 @@ def flips(
         movable &= _one_more_fits(costs, n_open, limits)[segment]
     n_movable = int(np.count_nonzero(movable))
     found = np.zeros(0, dtype=np.int64)
+    if n_movable and (first := _one_by_one(costs, scores, movable, n_open, limits, closing=closing)) is not None:
+        return first
     look = FIRST_LOOK
     while n_movable:
         found = _foremost(scores, movable, min(look, n_movable), lowest=closing)
@@ -109,6 +113,40 @@ def flips(
             return chosen
         look *= 8
     return found
+
+
+def _one_by_one(
+    costs: CostModel,
+    scores: NDArray[Any],
+    movable: NDArray[np.bool_],
+    n_open: NDArray[np.int64],
+    limits: Mapping[str, int],
+    *,
+    closing: bool,
+) -> NDArray[np.int64] | None:
+    """What `flips` is to find, where it is among the first few; None where it is not.
+
+    From one optimizer step to the next there is little to flip, and the same numbers of units are asked about again.
+    """
+    candidates = _foremost(scores, movable, ONE_BY_ONE, lowest=closing)
+    counts, chosen = n_open.copy(), list[int]()
+
+    def within() -> bool:
+        cost = costs.cut(counts)
+        return all(cost.of(kind) <= limit for kind, limit in limits.items())
+
+    if closing and within():
+        return np.zeros(0, dtype=np.int64)
+    for unit, group in zip(candidates.tolist(), costs.segment.numpy()[candidates].tolist(), strict=True):
+        if counts[group] <= costs.floor[group] if closing else n_open[group] < costs.floor[group]:
+            continue
+        counts[group] += -1 if closing else 1
+        if not closing and not within():
+            return np.array(chosen, dtype=np.int64)
+        chosen.append(unit)
+        if closing and within():
+            return np.array(chosen, dtype=np.int64)
+    return np.array(chosen, dtype=np.int64) if len(candidates) < ONE_BY_ONE else None
 
 
 def settled(

@@ -7,7 +7,7 @@ ends in a constant 1, which every position without a gate reads.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,9 +121,10 @@ class GateSet(nn.Module):
 
     def __iter__(self) -> Iterator[tuple[Gate, Norms | None]]:
         """Each rule's gate and its norms."""
-        norms = self.norms._modules
-        for rule, gate in self.rules._modules.items():
-            yield cast("Gate", gate), cast("Norms | None", norms.get(rule))
+        # Asked several times in every step: past the look-up of submodules by name, and past generators.
+        own: Any = self._modules
+        norms = own["norms"]._modules
+        return iter([(gate, norms.get(rule)) for rule, gate in own["rules"]._modules.items()])
 
     @property
     def total(self) -> int:

@@ -17,7 +17,7 @@ from secateur.budgets.budget import Budget, Controller, PenaltyTerm
 from secateur.budgets.costs import CostModel
 from secateur.compaction.compact import cut_of
 from secateur.errors import GateError
-from secateur.pruning.activity import ActivityL2, activity
+from secateur.pruning.activity import ActivityL2
 from secateur.pruning.conditional import Conditional, When
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import Live, gates_of, live_of
@@ -29,6 +29,7 @@ from secateur.pruning.loading import refuse_dense_keys
 from secateur.pruning.optimizers import check_groups, groups_in_use, parameter_groups
 from secateur.pruning.outputs import multipliers
 from secateur.pruning.placement import strip
+from secateur.pruning.pressure import Pressure
 from secateur.pruning.resize import check_free, check_holds, check_resizable, check_unwrapped, resize_, resized
 from secateur.pruning.shrink import CHANCE, CHECKS, Removal, Shrinkage, gated_root, why_not
 from secateur.pruning.units import Units
@@ -39,7 +40,7 @@ from secateur.structure.tensors import named_tensors
 __all__ = ["Pruner"]
 
 #: Version of what `Pruner.state_dict` returns.
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class Pruner:
@@ -73,7 +74,7 @@ class Pruner:
         self._budget = budget
         self.controller = controller
         self._examples = examples
-        self._l2 = l2
+        self._pressure = Pressure(units, controller, l2, self._scores)
         self._removal = Removal(units)
         self.conditional = Conditional(conditional, units, self._removal)
         self._landing = Landing(units, costs, self._scores)
@@ -106,7 +107,7 @@ class Pruner:
     @property
     def why_whole(self) -> str:
         """Why `shrink` refuses this model, whatever is closed; "" where it does not."""
-        return why_not(self.gates, self.groups, l2_into_gates=self._l2 is not None and self._l2.into_gates)
+        return why_not(self.gates, self.groups, l2_into_gates=(l2 := self._pressure.l2) is not None and l2.into_gates)
 
     def param_groups(self, lr: float, gate_lr: float | None = None, **options: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the weights, then the gates.
@@ -146,7 +147,7 @@ class Pruner:
         """
         model = self.model
         task = self.conditional.run(model, closure, lambda: task_loss(model, closure, draws, credit))
-        pressure = self._pressure(task.detach() if self.gates.training else None)
+        pressure = self._pressure.loss(model, self.gates, task.detach() if self.gates.training else None)
         total = task if pressure is None else task + pressure.to(task.device)
         return total if scale == 1.0 else scale * total
 
@@ -167,11 +168,11 @@ class Pruner:
                 f"gates with the estimator {', '.join(sorted(needed))} get the task's gradient only from"
                 " pruner.loss(closure); use it instead of adding pruner.penalty()"
             )
-        pressure = self._pressure()
+        pressure = self._pressure.loss(self.model, self.gates)
         return torch.zeros((), device=self.gates.device) if pressure is None else pressure
 
     def step(self) -> None:
-        """After each optimizer step: bring gates back into their range and move the budget's multipliers once.
+        """After each optimizer step: bring gates back into their range and move the budget's multipliers.
 
         The first call looks at the optimizers in use, as `check` does.
 
@@ -185,11 +186,7 @@ class Pruner:
             if groups := groups_in_use(list(self.model.parameters())):
                 check_groups(groups, self._trained())
         gates.constrain_()
-        if self.controller is not None:
-            with torch.no_grad():
-                is_open = self._units.open(gates.fixed())
-                chances = self._units.chances(gates.prob_open())
-                self.controller.step(chances, is_open, scores=lambda: self._scores(is_open))
+        self._pressure.step(gates)
 
     def draw(self) -> None:
         """Draw all gates anew, for loops that call parts of the model and never the model itself."""
@@ -331,7 +328,7 @@ class Pruner:
             "version": STATE_VERSION,
             "removal": self._removal.state_dict(),
             "generator": self._live().generator.get_state(),
-            "controller": None if self.controller is None else self.controller.state_dict(),
+            "pressure": self._pressure.state_dict(),
             "mean_loss": self._live().mean_loss,
         }
 
@@ -347,15 +344,9 @@ class Pruner:
         """
         if state.get("version") != STATE_VERSION:
             raise GateError(f"pruner state of version {state.get('version')!r}, expected {STATE_VERSION}")
-        if (state["controller"] is None) != (self.controller is None):
-            saved, here = ("without", "with") if state["controller"] is None else ("with", "without")
-            raise GateError(
-                f"the pruner state was saved {saved} a budget or penalty, and this pruner was attached {here} one;"
-                " attach with the same arguments as the run that saved it"
-            )
+        self._pressure.check_state(state["pressure"])
         self._removal.load_state_dict(state["removal"], self.model)
-        if self.controller is not None:
-            self.controller.load_state_dict(state["controller"])
+        self._pressure.load_state_dict(state["pressure"], self.gates)
         live = self._live()
         live.generator.set_state(state["generator"].cpu())
         live.draw = live.replay = None
@@ -384,18 +375,6 @@ class Pruner:
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.gates.parameters() if parameter.requires_grad]
-
-    def _pressure(self, task_loss: Tensor | None = None) -> Tensor | None:
-        if self.controller is None and self._l2 is None:
-            return None
-        chances = self.gates.prob_open()
-        terms = []
-        if self.controller is not None:
-            terms.append(self.controller.loss(self._units.chances(chances), task_loss=task_loss))
-        if self._l2 is not None:
-            weighed = activity(self.model, chances if self._l2.into_gates else chances.detach())
-            terms.append(self._l2.factor * weighed)
-        return terms[0] if len(terms) == 1 else terms[0] + terms[1].to(terms[0])
 
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:

@@ -73,9 +73,9 @@ SCHEDULES: Mapping[str, Schedule] = {
     "resnet-7": Schedule(40, tuned=0.5, batch=32, lr=3e-3, gate_lr=0.05, tune_lr=5e-3, weight_decay=1.0),
     "lenet-300-100": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
     "lenet-5": Schedule(20, tuned=0.3, batch=128, lr=1e-3, gate_lr=0.02, tune_lr=5e-4),
-    "resnet-20": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
-    "wrn-16-4": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
-    "wrn-28-10": Schedule(60, tuned=0.3, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=1e-3),
+    "resnet-20": Schedule(60, tuned=0.6, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=3e-3),
+    "wrn-16-4": Schedule(60, tuned=0.6, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=3e-3),
+    "wrn-28-10": Schedule(60, tuned=0.6, batch=128, lr=3e-3, gate_lr=0.02, tune_lr=3e-3),
 }
 
 

@@ -176,8 +176,10 @@ class Cost:
 
     def of(self, what: str) -> int:
         """One of the numbers: ``"params"``, ``"macs"``, ``"latency"``, or the name of a part's."""
-        parts = dict(self.parts)
-        number: int = parts[what] if what in parts else getattr(self, what)
+        for name, cost in self.parts:
+            if name == what:
+                return cost
+        number: int = getattr(self, what)
         return number
 
     def __repr__(self) -> str:

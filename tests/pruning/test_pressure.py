@@ -1,0 +1,119 @@
+"""A budget over very many gates, whose multipliers move only every few steps."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.gated import ConvNet, conv_structure
+from tests.pruning.test_pruner import batch, train
+from torch import Tensor
+
+import secateur as sc
+from secateur.pruning import pressure
+from secateur.pruning.attach import attach
+from secateur.pruning.pruner import Pruner
+
+BETWEEN = 3
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks are treated as large ones are."""
+    monkeypatch.setattr(pressure, "GATES_AT_ONCE", 1)
+    monkeypatch.setattr(pressure, "STEPS_BETWEEN", BETWEEN)
+    monkeypatch.setattr(pressure, "MOVES", 1)
+
+
+def made(method: sc.Method | None = None, **beside: object) -> tuple[ConvNet, Pruner, torch.optim.Optimizer]:
+    torch.manual_seed(5)
+    net = ConvNet(dropout=0.3).double()
+    budget = sc.Budget(keep_params=0.5, steps=40, hold=0)
+    pruner = attach(net, structure=conv_structure(), method=method, budget=budget, **beside)
+    return net, pruner, torch.optim.Adam(pruner.param_groups(lr=1e-2))
+
+
+def pressure_on(pruner: Pruner) -> list[Tensor]:
+    """Its gradient; none before the first move."""
+    term = pruner.penalty()
+    return [*torch.autograd.grad(term, list(pruner.gates.parameters()))] if term.requires_grad else []
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_multipliers_and_gradients_stay_between_two_moves() -> None:
+    net, pruner, optimizer = made()
+    seen = []
+    for step in range(3 * BETWEEN):
+        train(net, pruner, optimizer, range(step, step + 1))
+        seen.append((pruner.controller.steps, pruner.controller.push, pressure_on(pruner)))
+    assert [steps for steps, _, _ in seen] == [0, 0, 3, 3, 3, 6, 6, 6, 9]
+    for at in range(BETWEEN - 1, len(seen) - 1):
+        moved = (at + 1) % BETWEEN == BETWEEN - 1
+        same = all(torch.equal(a, b) for a, b in zip(seen[at][2], seen[at + 1][2], strict=True))
+        assert same != moved
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_the_gradient_at_a_move_is_that_of_the_budget_then() -> None:
+    net, pruner, optimizer = made()
+    train(net, pruner, optimizer, range(BETWEEN))
+    held = pressure_on(pruner)
+    parameters = list(pruner.gates.parameters())
+    term = pruner.controller.loss(pruner.gates.prob_open())
+    assert term.item() == pytest.approx(pruner.penalty().item())
+    for ours, now in zip(held, torch.autograd.grad(term, parameters), strict=True):
+        torch.testing.assert_close(ours, now)
+
+
+@pytest.mark.usefixtures("few_at_once")
+@pytest.mark.parametrize("killed", range(BETWEEN, 2 * BETWEEN))
+def test_a_run_resumes_bit_for_bit_between_two_moves(killed: int) -> None:
+    net, pruner, optimizer = made()
+    train(net, pruner, optimizer, range(killed))
+    file = io.BytesIO()
+    states = {"net": net.state_dict(), "pruner": pruner.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**states, "random": torch.get_rng_state()}, file)
+    expected = train(net, pruner, optimizer, range(killed, 12))
+
+    net, pruner, optimizer = made(seed=99)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    net.load_state_dict(states["net"])
+    pruner.load_state_dict(states["pruner"])
+    optimizer.load_state_dict(states["optimizer"])
+    torch.set_rng_state(states["random"])
+    assert train(net, pruner, optimizer, range(killed, 12)) == expected
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_what_changes_in_every_step_is_never_held() -> None:
+    _, with_norms, _ = made(sc.Magnitude())
+    assert with_norms._pressure.between(with_norms.gates) == 1
+    net = ConvNet().double()
+    penal = attach(net, structure=conv_structure(), penalty=sc.Penalty(0.1, unit="density"))
+    assert penal._pressure.between(penal.gates) == 1
+
+
+def test_few_gates_move_their_budget_in_every_step() -> None:
+    _, pruner, _ = made()
+    assert pruner._pressure.between(pruner.gates) == 1
+
+
+def test_a_short_ramp_is_followed_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "GATES_AT_ONCE", 1)
+    _, pruner, _ = made()
+    assert pruner._pressure.between(pruner.gates) == 1
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_accumulated_minibatches_each_get_the_held_term() -> None:
+    net, pruner, optimizer = made()
+    train(net, pruner, optimizer, range(BETWEEN))
+    net.eval()
+    x, y = batch(0)
+    alone = copy.deepcopy(pruner.penalty().detach())
+    total = sum(pruner.loss(lambda: F.cross_entropy(net(x), y), scale=0.5).detach() for _ in range(2))
+    torch.testing.assert_close(total - F.cross_entropy(net(x), y), alone)
