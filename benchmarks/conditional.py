@@ -24,25 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.step_cases import CASES  # noqa: E402
+from benchmarks.step_clock import stepper  # noqa: E402
 
 import secateur as sc  # noqa: E402
 from secateur.pruning.conditional import paying  # noqa: E402
 from secateur.recipes.measure import step_ratios  # noqa: E402
-from secateur.recipes.train import optimizer_step  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "conditional.json", ROOT / "docs" / "conditional.md"
-FILE = Path(__file__).name
-ALWAYS = (
-    "100% means that it paid at every share measured, and that the line through the two largest ones does not reach "
-    "the full step's time before all units are open."
-)
+#: Rate of all parameters: chances stay what they are.
+SLOW = 1e-7
 #: Open chance of every unit.
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 METHODS: dict[str, Callable[[float], sc.Method]] = {
@@ -112,12 +108,12 @@ def row(name: str, method: str, share: float, rounds: int, size: int | None = No
     batch = _batch(name, size)
     steps: dict[str, Callable[[], object]] = {}
     torch.manual_seed(0)
-    steps["dense"] = _stepper(case.build(), batch, None)
+    steps["dense"] = stepper(case.build(), batch, None, lr=SLOW)
     for side, when in (("full", False), ("open", True)):
         torch.manual_seed(0)
         model = case.build()
         pruner = sc.attach(model, examples=(batch[0][:2],), method=METHODS[method](share), conditional=when)
-        steps[side] = _stepper(model, batch, pruner)
+        steps[side] = stepper(model, batch, pruner, lr=SLOW)
         steps[side]()  # the proof comes before the clock
     left: list[float] = []
     step = steps["open"]
@@ -137,7 +133,7 @@ def chosen(name: str, method: str, size: int | None = None) -> float:
     torch.manual_seed(0)
     model = CASES[name].build()
     pruner = sc.attach(model, examples=(batch[0][:2],), method=METHODS[method](0.5), conditional="auto")
-    step = _stepper(model, batch, pruner)
+    step = stepper(model, batch, pruner, lr=SLOW)
     step()
     step()
     assert pruner.conditional.pays_from is not None
@@ -147,18 +143,6 @@ def chosen(name: str, method: str, size: int | None = None) -> float:
 def _batch(name: str, size: int | None) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     return CASES[name].batch(size or CASES[name].size)
-
-
-def _stepper(model: nn.Module, batch: tuple[Tensor, Tensor], pruner: sc.Pruner | None) -> Callable[[], None]:
-    """One optimizer step that changes next to nothing, so that chances stay what they are."""
-    x, y = batch
-    groups = list(model.parameters()) if pruner is None else pruner.param_groups(lr=1e-7, gate_lr=1e-7)
-    optimizer = torch.optim.Adam(groups, lr=1e-7, fused=True)
-
-    def step() -> None:
-        optimizer_step(lambda: F.cross_entropy(model(x), y), [optimizer], pruner)
-
-    return step
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -30,13 +30,25 @@ WARM_UP = 3
 
 
 def stepper(
-    model: nn.Module, case: Case, batch: tuple[Tensor, Tensor], pruner: sc.Pruner | None, run: nn.Module | None = None
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    pruner: sc.Pruner | None,
+    run: nn.Module | None = None,
+    lr: float = 1e-4,
 ) -> Callable[[], None]:
-    """One optimizer step; fused Adam on both sides."""
+    """One optimizer step, by fused Adam.
+
+    Args:
+        model: whose parameters are trained.
+        batch: inputs and classes.
+        pruner: of the model, or None.
+        run: what is called, where it is not the model itself.
+        lr: rate of weights and gates.
+    """
     x, y = batch
     called = model if run is None else run
-    groups = list(model.parameters()) if pruner is None else pruner.param_groups(lr=1e-4, gate_lr=1e-4)
-    optimizer = torch.optim.Adam(groups, lr=1e-4, fused=True)
+    groups = list(model.parameters()) if pruner is None else pruner.param_groups(lr=lr, gate_lr=lr)
+    optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
 
     def closure() -> Tensor:
         return F.cross_entropy(called(x), y)
@@ -96,4 +108,4 @@ def made(case: Case, method: sc.Method, gates: list[sc.Rule] | None, size: int) 
     batch = case.batch(size)
     budget = sc.Budget(keep_params=0.5, steps=100_000, hold=0)  # no step in which the budget has nothing to do
     pruner = sc.attach(model, examples=(batch[0][:2],), gates=gates, method=method, budget=budget)
-    return (dense, stepper(dense, case, batch, None)), (model, stepper(model, case, batch, pruner)), pruner
+    return (dense, stepper(dense, batch, None)), (model, stepper(model, batch, pruner)), pruner

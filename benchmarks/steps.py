@@ -123,7 +123,7 @@ def arm_rows(rounds: int) -> list[dict[str, Any]]:
             phi[torch.rand(len(phi)) < share] = -5.0
         if share:
             pruner.shrink([], checks=1)
-        found = timed(stepper(dense, case, batch, None), stepper(model, case, batch, pruner), rounds)
+        found = timed(stepper(dense, batch, None), stepper(model, batch, pruner), rounds)
         rows.append({"network": "LeNet-5", "gone": share, **found})
     return rows
 
@@ -162,7 +162,7 @@ def shrunk_row(name: str, gone: float, rounds: int) -> dict[str, Any]:
         for parameter in pruner.gates.parameters():
             parameter[torch.rand(len(parameter)) < gone] = -60.0
     pruner.shrink([], checks=1)
-    found = timed(stepper(dense, case, batch, None), stepper(model, case, batch, pruner), rounds)
+    found = timed(stepper(dense, batch, None), stepper(model, batch, pruner), rounds)
     return {"network": name, "gone": gone, **found}
 
 
@@ -173,8 +173,8 @@ def compiled_row(name: str, rounds: int) -> dict[str, Any]:
     dense, model, batch = case.build(), case.build(), case.batch(case.size)
     pruner = sc.attach(model, examples=(batch[0][:2],), budget=sc.Budget(keep_params=0.5, steps=100_000))
     try:
-        base = stepper(dense, case, batch, None, torch.compile(dense))  # type: ignore[arg-type]
-        ours = stepper(model, case, batch, pruner, torch.compile(model))  # type: ignore[arg-type]
+        base = stepper(dense, batch, None, torch.compile(dense))  # type: ignore[arg-type]
+        ours = stepper(model, batch, pruner, torch.compile(model))  # type: ignore[arg-type]
         return {"network": name, **timed(base, ours, rounds)}
     except Exception as error:  # noqa: BLE001 - a compiler may lack, and fails in many ways
         return {"network": name, "fails": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}

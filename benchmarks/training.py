@@ -60,7 +60,7 @@ class Case:
 CASES = {
     "lenet-5": Case(Settings(data="mnist", net="lenet-5", keep_params=0.05), 0, 0.6),
     "lenet-5-conditional": Case(Settings(data="mnist", net="lenet-5", keep_params=0.05, conditional=True), 0, 0.6),
-    "resnet-20": Case(Settings(data="cifar10", net="resnet-20", keep_macs=0.5, epochs=10), 10_000, 0.85),
+    "resnet-20": Case(Settings(data="cifar10", net="resnet-20", keep_macs=0.5, epochs=16), 10_000, 0.85),
 }
 
 COLUMNS = (

@@ -180,6 +180,17 @@ def _checked(loss: object) -> Tensor:
     return loss.reshape(())
 
 
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once: as `Module.modules`, in a third of its time, for every step asks."""
+    found, seen = [model], {id(model)}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return found
+
+
 #: Modules whose buffers no pass changes.
 _OURS = (GateSet, Gate, Norms, ConsumerGate)
 
@@ -196,7 +207,7 @@ class Before:
         self._random = self._random_states()
         self._slots = [
             (module._buffers, key, buffer)
-            for module in model.modules()
+            for module in _modules(model)
             if module._buffers and not isinstance(module, _OURS)
             for key, buffer in module._buffers.items()
             if buffer is not None
