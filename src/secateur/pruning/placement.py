@@ -27,6 +27,8 @@ from secateur.structure.tensors import listed, slots_of
 
 __all__ = ["ConsumerGate", "Map", "Site", "cut_maps", "gated_sites", "maps_of", "place", "regated", "strip"]
 
+#: How many times smaller than the weight a linear layer's input is, for gates to act on it instead.
+LESS = 2
 #: Sources of the gates at every position of one dimension: int64 ``(L, S)``, positions in the extended gates.
 Map = NDArray[np.int64]
 
@@ -58,6 +60,9 @@ class ConsumerGate(nn.Module):
     A closed unit's slices are exactly 0 there, and so is their gradient. Whatever lies between the units' producer and
     this weight (bias, BatchNorm, activations) is untouched.
 
+    While gates are drawn, those of a linear layer's columns act on the layer's input instead, where that is far smaller
+    than its weight: :math:`(W \odot v)\, x = W (v \odot x)`.
+
     Args:
         gates: of the model; referred to, not registered a second time.
         maps: by dimension, which gates meet at each of its positions; under `FLAT` those of single weights.
@@ -78,6 +83,8 @@ class ConsumerGate(nn.Module):
         #: by dimension where its gates stand in the extended gates, start and number, if they are one row of them, for
         #: which a slice serves; ``map_...`` says it too, but for single weights, of which there are many
         self.rows: dict[int, tuple[int, int]] = {}
+        #: whether the gates of the call that is going on act on the layer's input
+        self.entered = False
         self.dims = tuple(sorted(dim for dim in maps if dim != FLAT))
         self.has_flat = FLAT in maps
         for dim, layers in maps.items():
@@ -92,11 +99,34 @@ class ConsumerGate(nn.Module):
         gates = self._gates[0]
         draw = drawn_now(gates, self.training)
         if draw is not None:
+            if self.entered:
+                return weight
             return self._product(weight, draw.read(), lambda start, size: draw.part(gates, start, size))
         fixed = fixed_now(gates)
         if self.exact_in is not None and gates.pinned is not None and not (self.training and gates.training):
             return self.product(weight.to(self.exact_in[1]), fixed.to(self.exact_in[0])).to(weight.dtype)
         return self.product(weight, fixed)
+
+    def enter(self, owner: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook of a linear layer: its input times the gates, where that is less work than the weight."""
+        gates = self._gates[0]
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or torch.compiler.is_compiling() or not _bare(owner):
+            return None
+        draw = drawn_now(gates, self.training)
+        chain = cast("ParametrizationList", cast("nn.ModuleDict", owner.parametrizations)["weight"])
+        # A narrowed layer may have its input narrowed by a hook that is still to come.
+        if draw is None or draw.narrowed or self.acting is not None or LESS * x.numel() > chain.original.numel():
+            return None
+        factor = self._factor(1, draw.read(), lambda start, size: draw.part(gates, start, size))
+        if factor.requires_grad and not x.requires_grad:
+            return None  # the input's gradient, which nobody else asks for, is a product of matrices
+        self.entered = True
+        return (x * factor.to(x.device, x.dtype), *args[1:])
+
+    def leave(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of the same layer."""
+        self.entered = False
 
     def product(self, weight: Tensor, gates: Tensor) -> Tensor:
         """The weight times extended gates ``(U + 1,)``."""
@@ -139,6 +169,12 @@ class ConsumerGate(nn.Module):
             return f"dims={self.dims}"
         sources = self._buffers.get(_map_of(FLAT))
         return f"dims={self.dims}, weights={self.rows[FLAT][1] if sources is None else sources.shape[1]}"
+
+
+def _bare(owner: nn.Module) -> bool:
+    """Whether a layer has no hooks but those of its gate: others are to see the input as it is without gates."""
+    backward = owner._backward_hooks or owner._backward_pre_hooks
+    return len(owner._forward_pre_hooks) == len(owner._forward_hooks) == 1 and not backward
 
 
 def _met(gates: Tensor, sources: Tensor) -> Tensor:
@@ -263,7 +299,15 @@ def _gate(owner: nn.Module, key: str, gates: GateSet, dims: Mapping[int, Map]) -
     tensor = kind[key]
     assert tensor is not None
     gate = ConsumerGate(gates, dims, order, key not in owner._non_persistent_buffers_set)
-    register_parametrization(owner, key, gate.to(tensor.device), unsafe=True)
+    _put(owner, key, gate.to(tensor.device))
+
+
+def _put(owner: nn.Module, key: str, gate: ConsumerGate) -> None:
+    plain = type(owner).forward is nn.Linear.forward and "forward" not in vars(owner)
+    if plain and key == "weight" and gate.dims == (1,) and not gate.has_flat:
+        owner.register_forward_pre_hook(gate.enter)
+        owner.register_forward_hook(gate.leave, always_call=True)
+    register_parametrization(owner, key, gate, unsafe=True)
 
 
 @contextlib.contextmanager
@@ -286,7 +330,7 @@ def regated(model: nn.Module, gates: GateSet, maps: Mapping[str, Mapping[int, Ma
             if done:
                 _gate(site.owner, site.key, gates, maps[name])
             else:
-                register_parametrization(site.owner, site.key, site.gate, unsafe=True)
+                _put(site.owner, site.key, site.gate)
 
 
 def gated_sites(model: nn.Module) -> list[Site]:
@@ -314,16 +358,20 @@ def strip(model: nn.Module) -> None:
             _ungate(site)
     remove_outputs(model)
     model._modules.pop(GATES, None)
-    ours = (begin_forward, end_forward)
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+    _unhook(model, begin_forward, end_forward)
+
+
+def _unhook(module: nn.Module, *ours: Callable[..., Any]) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for number in [number for number, hook in hooks.items() if hook in ours]:
             del hooks[number]
-            model._forward_hooks_always_called.pop(number, None)
-            model._forward_pre_hooks_with_kwargs.pop(number, None)
+            module._forward_hooks_always_called.pop(number, None)
+            module._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
 def _ungate(site: Site) -> None:
     owner, key = site.owner, site.key
+    _unhook(owner, site.gate.enter, site.gate.leave)
     original = site.chain.original
     parametrizations = cast("nn.ModuleDict", owner.parametrizations)
     del parametrizations[key]
