@@ -94,6 +94,22 @@ def test_losses_and_gradients_are_those_of_gated_weights(
         torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-13)
 
 
+def test_under_autocast_gates_keep_their_precision(monkeypatch: pytest.MonkeyPatch, entered: list[int]) -> None:
+    results = []
+    for less in (placement.LESS, 10**9):
+        monkeypatch.setattr(placement, "LESS", less)
+        net, pruner = made(METHODS["hard concrete"])
+        net.float()
+        x, y = batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            pruner.backward(lambda: loss_of(net, x.float(), y))
+        results.append([p.grad for p in pruner.gates.parameters()])
+    assert entered == [N * 96]
+    for ours, plain in zip(*results, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, plain, rtol=0.1, atol=2e-3)
+
+
 def test_only_where_the_input_is_far_smaller_than_the_weight(entered: list[int]) -> None:
     net, _ = made(METHODS["hard concrete"])
     loss_of(net, *batch())

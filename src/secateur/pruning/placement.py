@@ -122,7 +122,8 @@ class ConsumerGate(nn.Module):
         if factor.requires_grad and not x.requires_grad:
             return None  # the input's gradient, which nobody else asks for, is a product of matrices
         self.entered = True
-        return (x * factor.to(x.device, x.dtype), *args[1:])
+        # In the weight's type, as on the weight: under autocast the gates keep theirs.
+        return (x * factor.to(x.device, chain.original.dtype), *args[1:])
 
     def leave(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of the same layer."""
