@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_losses_and_gradients_are_those_of_gated_weights(
         monkeypatch.setattr(placement, "LESS", less)
         net, pruner = made(METHODS[method], budget=sc.Budget(keep_params=0.5, steps=9), conditional=conditional)
         before = len(entered)
-        losses = [pruner.backward(lambda seed=seed: loss_of(net, *batch(seed))) for seed in range(3)]  # noqa: B023
+        losses = [pruner.backward(partial(loss_of, net, *batch(seed))) for seed in range(3)]
         assert (len(entered) > before) == (less == 2)
         results.append([*losses, *(p.grad for p in net.parameters() if p.grad is not None)])
     assert len(results[0]) == len(results[1]) > 8
@@ -99,10 +100,9 @@ def test_under_autocast_gates_keep_their_precision(monkeypatch: pytest.MonkeyPat
     for less in (placement.LESS, 10**9):
         monkeypatch.setattr(placement, "LESS", less)
         net, pruner = made(METHODS["hard concrete"])
-        net.float()
         x, y = batch()
         with torch.autocast("cpu", torch.bfloat16):
-            pruner.backward(lambda: loss_of(net, x.float(), y))
+            pruner.backward(partial(loss_of, net.float(), x.float(), y))
         results.append([p.grad for p in pruner.gates.parameters()])
     assert entered == [N * 96]
     for ours, plain in zip(*results, strict=True):
