@@ -47,6 +47,8 @@ ABOUT = (
     "and with gates. The budget's reference falls in every step, so that all of it is at work. Written by "
     "`benchmarks/steps.py`; no figure here is typed by hand."
 )
+#: Steps in a turn: a budget moves its multipliers every few steps only, and a turn has all kinds of steps.
+TURN = STEPS_BETWEEN
 #: Heading of each part, and what it measures.
 TITLES = {
     "steps": ("Structured gates", "Gates on every group of the trace, one budget"),
@@ -87,9 +89,7 @@ def step_row(name: str, method: str, units: str, rounds: int, size: int | None =
     case = CASES[name]
     gates = None if units == "structured" else [sc.Rule(units="weights")]
     (_, base), (_, ours), _ = made(case, METHODS[method](), gates, size or case.size)
-    # Over many gates a budget moves its multipliers every few steps only: a turn has all kinds of steps.
-    turn = 1 if units == "structured" else STEPS_BETWEEN
-    found = timed(base, ours, max(1, rounds // turn), turn)
+    found = timed(base, ours, max(1, rounds // TURN), TURN)
     held = _resident(base), _resident(ours)
     peaks = [_peak(step) for step in (base, ours)]
     operators = [n_operators(step) for step in (base, ours)]

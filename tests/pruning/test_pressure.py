@@ -25,13 +25,15 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks are treated as large ones are."""
     monkeypatch.setattr(pressure, "GATES_AT_ONCE", 1)
     monkeypatch.setattr(pressure, "STEPS_BETWEEN", BETWEEN)
-    monkeypatch.setattr(pressure, "MOVES", 1)
+    monkeypatch.setattr(pressure, "FEWEST_MOVES", 1)
 
 
-def made(method: sc.Method | None = None, **beside: object) -> tuple[ConvNet, Pruner, torch.optim.Optimizer]:
+def made(
+    method: sc.Method | None = None, steps: int = 40, **beside: object
+) -> tuple[ConvNet, Pruner, torch.optim.Optimizer]:
     torch.manual_seed(5)
     net = ConvNet(dropout=0.3).double()
-    budget = sc.Budget(keep_params=0.5, steps=40, hold=0)
+    budget = sc.Budget(keep_params=0.5, steps=steps, hold=0)
     pruner = attach(net, structure=conv_structure(), method=method, budget=budget, **beside)
     return net, pruner, torch.optim.Adam(pruner.param_groups(lr=1e-2))
 
@@ -97,9 +99,10 @@ def test_what_changes_in_every_step_is_never_held() -> None:
     assert penal._pressure.between(penal.gates) == 1
 
 
-def test_few_gates_move_their_budget_in_every_step() -> None:
-    _, pruner, _ = made()
-    assert pruner._pressure.between(pruner.gates) == 1
+@pytest.mark.parametrize(("steps", "between"), [(1999, 1), (4000, 2), (7900, 3), (10**6, pressure.STEPS_BETWEEN)])
+def test_few_gates_move_their_budget_a_thousand_times_while_it_falls(steps: int, between: int) -> None:
+    _, pruner, _ = made(steps=steps)
+    assert pruner._pressure.between(pruner.gates) == between
 
 
 def test_a_short_ramp_is_followed_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

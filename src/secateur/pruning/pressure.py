@@ -21,11 +21,13 @@ from secateur.pruning.units import Units
 
 __all__ = ["Pressure"]
 
-#: Over so many gates, or twice as many, a budget's multipliers move at every second optimizer step, every third one,
-#: and so on; at most every so many-th, and at least so often while its target falls.
-GATES_AT_ONCE = 32_768
+#: Most optimizer steps from one move of a budget's multipliers to the next.
 STEPS_BETWEEN = 8
-MOVES = 200
+#: How often they move at least while the budget's target falls.
+MOVES = 1000
+#: From so many gates on, each time as many make it one step more, down to so many moves.
+GATES_AT_ONCE = 32_768
+FEWEST_MOVES = 200
 
 
 class _Held(NamedTuple):
@@ -39,9 +41,9 @@ class _Held(NamedTuple):
 class Pressure:
     """The terms of the loss that belong to no minibatch.
 
-    Over very many gates, as on single weights, most of what a budget takes is to look at all of them. Its multipliers
-    then move at every k-th optimizer step, as far as in k steps, and its gradient stays the same from one move to the
-    next. Over fewer gates k is 1.
+    In a long training, and over very many gates, as on single weights, a budget's multipliers move at every k-th
+    optimizer step, as far as in k steps, and its gradient stays the same from one move to the next: what a budget takes
+    is mostly to look at all gates. A training whose target falls in fewer than `MOVES` steps has k = 1.
 
     Args:
         units: what is counted.
@@ -68,7 +70,8 @@ class Pressure:
         # Norms change with the weights, so what looks at them has another gradient in every step.
         if not isinstance(controller, Controller) or any(gate.method.uses_norms for gate, _ in gates):
             return 1
-        return max(1, min(1 + gates.total // GATES_AT_ONCE, STEPS_BETWEEN, controller.ramp // MOVES))
+        many = min(1 + gates.total // GATES_AT_ONCE, controller.ramp // FEWEST_MOVES)
+        return min(max(1, many, controller.ramp // MOVES), STEPS_BETWEEN)
 
     def loss(self, model: nn.Module, gates: GateSet, task_loss: Tensor | None = None) -> Tensor | None:
         """The sum of all terms, a scalar; None where there are none.

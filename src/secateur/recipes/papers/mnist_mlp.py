@@ -46,7 +46,7 @@ OURS = Recipe(
     points=(Point(keep_params=0.0985), Point(keep_params=0.066)),
     dense=Phase("dense", 60, batch=128, lr=1e-3, fused=True),
     gated=Phase("gated", 30, batch=128, lr=1e-3, gate_lr=0.02, fused=True, checks=30),
-    tuned=Phase("tuned", 30, batch=32, lr=1e-3, fused=True),
+    tuned=Phase("tuned", 30, batch=64, lr=1.5e-3, fused=True),
     dropout={"fc1": 0.2, "fc2": 0.3, "fc3": 0.2},
     noise={"fc1": 0.1},
     distillation=Distillation(temperature=2.0, share=0.9),
