@@ -120,3 +120,15 @@ def test_accumulated_minibatches_each_get_the_held_term() -> None:
     alone = copy.deepcopy(pruner.penalty().detach())
     total = sum(pruner.loss(lambda: F.cross_entropy(net(x), y), scale=0.5).detach() for _ in range(2))
     torch.testing.assert_close(total - F.cross_entropy(net(x), y), alone)
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_a_model_that_is_converted_between_two_moves_gets_the_term_anew() -> None:
+    net, pruner, optimizer = made()
+    train(net, pruner, optimizer, range(BETWEEN))
+    before = pressure_on(pruner)
+    net.float()
+    after = pressure_on(pruner)
+    assert {grad.dtype for grad in after} == {torch.float32}
+    for now, then in zip(after, before, strict=True):
+        torch.testing.assert_close(now, then.float())

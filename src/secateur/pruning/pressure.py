@@ -37,6 +37,12 @@ class _Held(NamedTuple):
     sources: tuple[Tensor, ...]
     grads: tuple[Tensor, ...]
 
+    @property
+    def fits(self) -> bool:
+        """Whether the parameters are still of the type and on the device that they were of."""
+        pairs = zip(self.sources, self.grads, strict=True)
+        return all(source.dtype == grad.dtype and source.device == grad.device for source, grad in pairs)
+
 
 class Pressure:
     """The terms of the loss that belong to no minibatch.
@@ -143,7 +149,7 @@ class Pressure:
     def _steering(self, gates: GateSet, task_loss: Tensor | None) -> Tensor:
         """The controller's term."""
         assert self.controller is not None
-        if self._held is not None and isinstance(self.controller, Controller):
+        if self._held is not None and self._held.fits and isinstance(self.controller, Controller):
             self.controller.hear(task_loss)
             return _Again.apply(self._held, *self._held.sources)  # type: ignore[no-any-return, no-untyped-call]
         term = self.controller.loss(self._units.chances(gates.prob_open()), task_loss=task_loss)
