@@ -19,6 +19,7 @@ from benchmarks.step_cases import CASES  # noqa: E402
 from benchmarks.step_clock import made, timed  # noqa: E402
 
 import secateur as sc  # noqa: E402
+from secateur.pruning.pressure import STEPS_BETWEEN  # noqa: E402
 
 __all__ = ["cost_rows", "floor_rows", "n_operators"]
 
@@ -46,6 +47,8 @@ def cost_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str,
     (_, base), (_, ours), pruner = made(case, sc.HardConcrete(), None, size or case.size)
     ours()
     controller = pruner.controller
+    for _ in range(STEPS_BETWEEN):
+        pruner.step()  # multipliers that have moved
     # Two in turn, for at the same chances the costs are not worked out again.
     several = itertools.cycle([torch.full((pruner.costs.total,), p, requires_grad=True) for p in (0.9, 0.8)])
     is_open, scores = torch.ones(pruner.costs.total, dtype=torch.bool), torch.rand(pruner.costs.total)

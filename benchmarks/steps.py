@@ -32,23 +32,24 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.step_cases import CASES, METHODS, by_hand  # noqa: E402
-from benchmarks.step_clock import made, stepper, timed  # noqa: E402
+from benchmarks.step_clock import keep_memory, made, stepper, timed  # noqa: E402
 from benchmarks.step_costs import cost_rows, floor_rows, n_operators  # noqa: E402
 
 import secateur as sc  # noqa: E402
 from secateur.pruning.pressure import STEPS_BETWEEN  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "steps.json", ROOT / "docs" / "benchmarks.md"
-ABOUT = (
-    "A gated step over a dense one: both take turns in one process, each round gives one ratio, and the tables have "
-    "the median of the ratios with their quartiles. Seconds are those of the processor (others used the machine too), "
-    "the optimizer is Adam, fused, on both sides. Memory is a ratio too, of the most that torch's allocator had handed "
-    "out at once within a step, with model and optimizer. Operators are those that torch dispatches in a step, without "
-    "and with gates. The budget's reference falls in every step, so that all of it is at work. Written by "
-    "`benchmarks/steps.py`; no figure here is typed by hand."
-)
 #: Steps in a turn: a budget moves its multipliers every few steps only, and a turn has all kinds of steps.
 TURN = STEPS_BETWEEN
+ABOUT = (
+    f"A gated step over a dense one: both take turns of {TURN} steps in one process, each round gives one ratio, and "
+    "the tables have the median of the ratios with their quartiles. Seconds are those of the processor (others used the "
+    "machine too), the optimizer is Adam, fused, on both sides, and the allocator keeps what a step frees. Memory is a "
+    "ratio too, of the most that torch's allocator had handed out at once within a step, with model and optimizer. "
+    "Operators are those that torch dispatches in a step, without and with gates. The budget's target falls all the "
+    f"time, over 50,000 steps; in a training as long as that its multipliers move at every {STEPS_BETWEEN}th step. "
+    "Written by `benchmarks/steps.py`; no figure here is typed by hand."
+)
 #: Heading of each part, and what it measures.
 TITLES = {
     "steps": ("Structured gates", "Gates on every group of the trace, one budget"),
@@ -315,6 +316,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
+    keep_memory()
     found = {} if args.page else measured(args)
     if args.short:
         return
