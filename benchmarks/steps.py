@@ -45,7 +45,7 @@ ABOUT = (
     f"A gated step over a dense one: both take turns of {TURN} steps in one process, each round gives one ratio, and "
     "the tables have the median of the ratios with their quartiles. Seconds are those of the processor (others used "
     "the machine too), the optimizer is Adam, fused, on both sides, and the allocator keeps what a step frees. Memory "
-    "is a ratio too, of the most that torch's allocator had handed out at once within a step, with model and optimizer. "
+    "is a ratio too, of the most that torch's allocator had handed out at once in a step, with model and optimizer. "
     "Operators are those that torch dispatches in a step, without and with gates. The budget's target falls all the "
     f"time, over 50,000 steps; in a training as long as that its multipliers move at every {STEPS_BETWEEN}th step. "
     "Written by `benchmarks/steps.py`; no figure here is typed by hand."
