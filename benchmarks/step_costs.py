@@ -19,6 +19,7 @@ from benchmarks.step_cases import CASES  # noqa: E402
 from benchmarks.step_clock import made, timed  # noqa: E402
 
 import secateur as sc  # noqa: E402
+from secateur.gates import Layout  # noqa: E402
 from secateur.pruning.pressure import STEPS_BETWEEN  # noqa: E402
 
 __all__ = ["cost_rows", "floor_rows", "n_operators"]
@@ -67,18 +68,46 @@ def cost_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str,
 
 
 def floor_rows(name: str, rounds: int, size: int | None = None) -> list[dict[str, Any]]:
-    """The least that gates add, over the dense step: a call of the optimizer, and as many operators on one number."""
+    """The least that gates add, over the dense step: parts of a gated step, each by itself."""
     case = CASES[name]
-    (_, base), (_, ours), _ = made(case, sc.HardConcrete(), None, size or case.size)
+    (model, base), (_, ours), _ = made(case, sc.HardConcrete(), None, size or case.size)
     more = n_operators(ours) - n_operators(base)
-    gate = nn.Parameter(torch.zeros(400))
-    gate.grad = torch.zeros(400)
-    optimizer = torch.optim.Adam([gate], lr=1e-4, fused=True)
+    x, _ = case.batch(size or case.size)
     number = torch.zeros(1)
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    n_weights = sum(weight.numel() for weight in weights)
+    generator, layout = torch.Generator().manual_seed(0), Layout((n_weights,))
+    gates = [torch.rand_like(weight, requires_grad=True) for weight in weights]
+    outer = [torch.rand_like(weight) for weight in weights]
 
     def called() -> None:
         for _ in range(more):
             number.neg()
 
-    parts = {"one more optimizer call": optimizer.step, f"{more} operators on one number": called}
+    def again() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def drawn() -> None:
+        sc.HardConcrete().noise(layout, generator)
+
+    def multiplied() -> None:
+        products = [weight * gate for weight, gate in zip(weights, gates, strict=True)]
+        torch.autograd.grad(products, [*weights, *gates], outer)
+
+    parts = {
+        "one more optimizer call": _adam(400),
+        f"{more} operators on one number": called,
+        "a second pass without graph, as ARM's": again,
+        "noise for every weight": drawn,
+        "every weight times a gate, and back": multiplied,
+        "Adam over as many gates as weights": _adam(n_weights),
+    }
     return [{"network": name, "method": kind, **timed(base, part, rounds)} for kind, part in parts.items()]
+
+
+def _adam(size: int) -> Callable[[], object]:
+    """The step of a fused Adam over one parameter."""
+    gate = nn.Parameter(torch.zeros(size))
+    gate.grad = torch.zeros(size)
+    return torch.optim.Adam([gate], lr=1e-4, fused=True).step

@@ -210,8 +210,9 @@ def _beside(args: argparse.Namespace) -> Iterator[Row]:
             yield from (("cost", row) for row in cost_rows(name, max(1, args.rounds // 2)))
     if args.short:
         yield from (("cost", row) for row in cost_rows("LeNet-5", 1, size))
-    if _wanted(args, "floor", "LeNet-300-100"):
-        yield from (("floor", row) for row in floor_rows("LeNet-300-100", args.rounds, size))
+    for name in ("LeNet-300-100", "LeNet-5"):
+        if _wanted(args, "floor", name):
+            yield from (("floor", row) for row in floor_rows(name, args.rounds, size))
 
 
 def _smaller(args: argparse.Namespace) -> Iterator[Row]:
@@ -265,14 +266,16 @@ def _between(parts: dict[str, list[dict[str, Any]]]) -> str:
     """What gates add to a step, in milliseconds, and what of it the rows of the floor explain."""
     told = []
     for row in parts.get("steps", []):
-        least = [one for one in parts["floor"] if one["network"] == row["network"]]
+        least = [one for one in parts["floor"] if one["network"] == row["network"] and "one" in one["method"].split()]
         if row["method"] == "hard-concrete" and least:
             shares = ", ".join(f"{one['method']} {one['ours_ms'][1]:.2f}" for one in least)
             added = (row["ratio"][1] - 1.0) * row["base_ms"][1]
             told.append(f"{row['network']} {added:.2f} ms, of which {shares}")
     return (
         f"Structured hard concrete gates add: {'; '.join(told)}. The rest is Python between the operators (hooks, "
-        "parametrizations, autograd's calls, the multipliers), and one pass over each gated weight forwards, two back."
+        "parametrizations, autograd's calls), and one pass over each gated weight or input forwards, two back. ARM "
+        "cannot take less than 1 and its second pass. Gates on single weights cannot take less than 1 and the last "
+        "three rows; what they take beyond is the sigmoid and its slope, and what a budget asks of every gate."
     )
 
 

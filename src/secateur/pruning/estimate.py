@@ -181,7 +181,7 @@ def _checked(loss: object) -> Tensor:
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, each once: as `Module.modules`, in a third of its time, for every step asks."""
+    """All modules of a model, each once, as `Module.modules` has them, without its generators: every step asks."""
     found, seen = [model], {id(model)}
     for module in found:
         for child in module._modules.values():
