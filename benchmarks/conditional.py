@@ -12,14 +12,11 @@ from it, ``docs/conditional.md``.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from benchmarks.records import keep, recorded  # noqa: E402
 from benchmarks.step_cases import CASES  # noqa: E402
 from benchmarks.step_clock import stepper  # noqa: E402
 
@@ -224,14 +222,12 @@ def main() -> None:
     found = [] if args.page else measured(args)
     if args.short:
         return
-    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"found": []}
+    record = recorded(RECORD, {"found": []})
     if found:
         known = {(one["network"], one["method"]): one for one in (*record["found"], *found)}
         record["found"] = [known[row[:2]] for row in ROWS if row[:2] in known]
         record |= {"threads": args.threads, "rounds": args.rounds}
-        record["versions"] = {"python": platform.python_version(), "torch": version("torch")}
-        RECORD.parent.mkdir(exist_ok=True)
-        write_text(RECORD, json.dumps(record, indent=1) + "\n")
+        keep(RECORD, record)
     write_text(PAGE, page(record))
 
 

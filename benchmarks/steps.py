@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from benchmarks.records import keep, recorded  # noqa: E402
 from benchmarks.step_cases import CASES, METHODS, by_hand  # noqa: E402
 from benchmarks.step_clock import keep_memory, made, stepper, timed  # noqa: E402
 from benchmarks.step_costs import cost_rows, floor_rows, n_operators  # noqa: E402
@@ -323,15 +321,13 @@ def main() -> None:
     found = {} if args.page else measured(args)
     if args.short:
         return
-    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"threads": {}}
+    record = recorded(RECORD, {"threads": {}})
     if found:
         here = record["threads"].setdefault(str(args.threads), {})
         for part, rows in found.items():
             known = {_key(row): row for row in here.get(part, [])} | {_key(row): row for row in rows}
             here[part] = list(known.values())
-        record["versions"] = {"python": platform.python_version(), "torch": version("torch")}
-        RECORD.parent.mkdir(exist_ok=True)
-        write_text(RECORD, json.dumps(record, indent=1) + "\n")
+        keep(RECORD, record)
     write_text(PAGE, page(record))
 
 

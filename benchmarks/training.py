@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from benchmarks.records import keep, recorded  # noqa: E402
 
 from secateur.errors import SecateurError  # noqa: E402
 from secateur.recipes.data import load  # noqa: E402
@@ -194,13 +193,12 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.networks) - set(CASES):
         raise SecateurError(f"unknown network {sorted(unknown)}; there are: {', '.join(CASES)}")
-    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"networks": {}}
+    record = recorded(RECORD, {"networks": {}})
     for name in [] if args.page else args.networks:
         case = CASES[name]
         images = load(case.settings.data, args.data_dir).first(case.first)
         record["networks"][name] = measured(case, images)
-        record["versions"] = {"python": platform.python_version(), "torch": version("torch")}
-        write_text(RECORD, json.dumps(record, indent=1) + "\n")
+        keep(RECORD, record)
         print(_line(name, record["networks"][name]), flush=True)
     write_text(PAGE, page(record))
 

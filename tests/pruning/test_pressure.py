@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.gated import ConvNet, conv_structure
-from tests.pruning.test_pruner import batch, train
+from tests.pruning.test_pruner import batch, resume, saved, train
 from torch import Tensor
 
 import secateur as sc
@@ -75,18 +74,11 @@ def test_the_gradient_at_a_move_is_that_of_the_budget_then() -> None:
 def test_a_run_resumes_bit_for_bit_between_two_moves(killed: int) -> None:
     net, pruner, optimizer = made()
     train(net, pruner, optimizer, range(killed))
-    file = io.BytesIO()
-    states = {"net": net.state_dict(), "pruner": pruner.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**states, "random": torch.get_rng_state()}, file)
+    file = saved(net, pruner, optimizer)
     expected = train(net, pruner, optimizer, range(killed, 12))
 
     net, pruner, optimizer = made(seed=99)
-    file.seek(0)
-    states = torch.load(file, weights_only=True)
-    net.load_state_dict(states["net"])
-    pruner.load_state_dict(states["pruner"])
-    optimizer.load_state_dict(states["optimizer"])
-    torch.set_rng_state(states["random"])
+    resume(file, net, pruner, optimizer)
     assert train(net, pruner, optimizer, range(killed, 12)) == expected
 
 

@@ -62,6 +62,23 @@ def train(net: ConvNet, pruner: Pruner, optimizer: torch.optim.Optimizer, steps:
     return losses
 
 
+def saved(net: ConvNet, pruner: Pruner, optimizer: torch.optim.Optimizer) -> io.BytesIO:
+    """A file with all that a run needs to go on."""
+    file = io.BytesIO()
+    states = {"net": net.state_dict(), "pruner": pruner.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**states, "random": torch.get_rng_state()}, file)
+    file.seek(0)
+    return file
+
+
+def resume(file: io.BytesIO, net: ConvNet, pruner: Pruner, optimizer: torch.optim.Optimizer) -> None:
+    states = torch.load(file, weights_only=True)
+    net.load_state_dict(states["net"])
+    pruner.load_state_dict(states["pruner"])
+    optimizer.load_state_dict(states["optimizer"])
+    torch.set_rng_state(states["random"])
+
+
 PRESSURES: dict[str, Callable[[], dict[str, object]]] = {
     "none": dict,
     "penalty": lambda: {"penalty": sc.Penalty(0.1, unit="density")},
@@ -73,19 +90,12 @@ PRESSURES: dict[str, Callable[[], dict[str, object]]] = {
 def test_a_run_that_is_killed_and_resumed_continues_bit_for_bit(pressure: str, killed: int) -> None:
     net, pruner, optimizer = made(MIXED, **PRESSURES[pressure]())
     train(net, pruner, optimizer, range(killed))
-    file = io.BytesIO()
-    states = {"net": net.state_dict(), "pruner": pruner.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**states, "random": torch.get_rng_state()}, file)
+    file = saved(net, pruner, optimizer)
     expected = train(net, pruner, optimizer, range(killed, 6))
     final = {name: v.clone() for name, v in net.state_dict().items()}
 
     net, pruner, optimizer = made(MIXED, seed=99, **PRESSURES[pressure]())
-    file.seek(0)
-    states = torch.load(file, weights_only=True)
-    net.load_state_dict(states["net"])
-    pruner.load_state_dict(states["pruner"])
-    optimizer.load_state_dict(states["optimizer"])
-    torch.set_rng_state(states["random"])
+    resume(file, net, pruner, optimizer)
     assert train(net, pruner, optimizer, range(killed, 6)) == expected
     assert all(torch.equal(v, final[name]) for name, v in net.state_dict().items())
 

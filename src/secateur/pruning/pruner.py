@@ -51,7 +51,6 @@ class Pruner:
         structure: what can go from it.
         groups: what has gates, in the order of the gates.
         costs: cost as a function of open units.
-        controller: the state of the budget or penalty, for displays (``controller.target``); None without either.
         conditional: what `loss` leaves out of its passes.
     """
 
@@ -72,7 +71,6 @@ class Pruner:
         self._model: nn.Module | None = model
         self._units = units
         self._budget = budget
-        self.controller = controller
         self._examples = examples
         self._pressure = Pressure(units, controller, l2, self._scores)
         self._removal = Removal(units)
@@ -91,6 +89,11 @@ class Pruner:
     def gates(self) -> GateSet:
         """The module in the model's tree that owns all gates."""
         return gates_of(self.model)
+
+    @property
+    def controller(self) -> Controller | PenaltyTerm | None:
+        """The state of the budget or penalty, for displays (``controller.target``); None without either."""
+        return self._pressure.controller
 
     @property
     def expected(self) -> Cost:
