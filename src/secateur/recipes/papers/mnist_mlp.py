@@ -39,7 +39,8 @@ OURS = Recipe(
         # pixels are chosen by accident.
         "arm": {"k": 1.0, "rao_blackwell": True},
         "ar": {"k": 1.0, "rao_blackwell": True, "control_variate": True},
-        "diffprune": {},
+        # Gates with noise: without, the pixels that stay were chosen by accident here too.
+        "diffprune": {"mode": "stochastic"},
         "diff-sparse": {},
         "magnitude": {},
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import secateur as sc
 from secateur.errors import SecateurError
+from secateur.gates import METHODS
 from secateur.recipes.checkpoint import beyond_defaults
 from secateur.recipes.train import Phase
 
@@ -102,10 +104,13 @@ class Recipe:
     Args:
         experiment: the name that it is asked for by.
         name: ``"paper"``, what was published, or ``"ours"``.
-        version: grows whenever anything here changes; records of other versions are never mixed.
+        version: grows whenever anything here changes that methods share; records of other versions are never mixed.
+            What a method is made with stands in its records, and is compared besides.
         data: a name in ``DATA_SETS``.
         net: a name in ``NETWORKS``.
         methods: what each method is made with, by its name in ``secateur.gates.METHODS``; their order is that of runs.
+            A mapping among the settings is of the groups that its key is a pattern for, ``"inputs"`` for single inputs,
+            and holds what differs there.
         points: the sizes.
         dense: how the network without gates is trained, which also teaches where there is distillation.
         gated: how the network with gates is trained.
@@ -149,6 +154,19 @@ class Recipe:
     def epochs(self) -> int:
         """Passes over the data until the compact network is done."""
         return self.gated.epochs + (0 if self.tuned is None else self.tuned.epochs)
+
+    def made_with(self, method: str) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+        """Settings of a method, and what differs from them by groups.
+
+        Example:
+            >>> from secateur.recipes.papers.mnist_mlp import PAPER
+            >>> {group: sorted(own) for group, own in PAPER.made_with("arm")[1].items()}
+            {'inputs': ['init_open']}
+        """
+        everywhere = dict(self.methods[method])
+        known = inspect.signature(METHODS[method]).parameters
+        own = {group: everywhere.pop(group) for group in list(everywhere) if group not in known}
+        return everywhere, own
 
     def settings(self) -> dict[str, Any]:
         """What is not at its default, as values that JSON can hold, without the choice of methods and points."""

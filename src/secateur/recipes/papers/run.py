@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from secateur.recipes.images import Images
 from secateur.recipes.measure import Latency, accuracy, n_macs, n_params, step_ratios
 from secateur.recipes.networks import network
 from secateur.recipes.papers.objectives import l0_penalty, learning, soft_targets
-from secateur.recipes.papers.recipe import Job
+from secateur.recipes.papers.recipe import Job, Recipe
 from secateur.recipes.papers.result import Error, Result
 from secateur.recipes.task import fresh, fresh_compact
 from secateur.recipes.train import Epoch, Objective, Watch, optimizer_step, train
@@ -204,16 +205,28 @@ def _attached(job: Job, model: nn.Module, images: Images) -> Pruner:
     """Gates on all groups, and on single inputs where the papers' tables count them."""
     recipe, example = job.recipe, images.x[:1]
     budget = job.budget(job.phase("gated").steps(len(images.y)))
-    inputs = network(recipe.net).inputs
-    settings = dict(recipe.methods[job.method])
-    own = settings.pop("inputs", {})
+    settings, own = recipe.made_with(job.method)
     if job.method == "magnitude":
         settings |= _closing(job, model, example, len(images.y))
-    rules = [sc.Rule(where=recipe.units, method=sc.method_from_name(job.method, **settings))]
-    if inputs:
-        rules.append(sc.Rule("inputs", where=inputs, method=sc.method_from_name(job.method, **settings | own)))
+    rules = _rules(recipe, job.method, settings, own)
     l2 = sc.ActivityL2(recipe.weight_decay, into_gates=True) if recipe.weight_decay else None
     return sc.attach(model, examples=(example,), gates=rules, budget=budget, l2=l2, seed=job.seed)
+
+
+def _rules(
+    recipe: Recipe, method: str, settings: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
+) -> list[sc.Rule]:
+    """One rule for all groups but those with settings of their own, one for each of these, one for single inputs."""
+
+    def made(group: str) -> sc.Method:
+        return sc.method_from_name(method, **{**settings, **own.get(group, {})})
+
+    apart = tuple(group for group in own if group != "inputs")
+    rules = [sc.Rule(where=recipe.units, exclude=apart or None, method=made(""))]
+    rules += [sc.Rule(where=group, method=made(group)) for group in apart]
+    if inputs := network(recipe.net).inputs:
+        rules.append(sc.Rule("inputs", where=inputs, method=made("inputs")))
+    return rules
 
 
 def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, float | int]:
@@ -224,9 +237,7 @@ def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, f
     """
     budget = job.budget(job.phase("gated").steps(n))
     assert budget is not None  # it has no paper recipe
-    rules = [sc.Rule(where=job.recipe.units, method="magnitude")]
-    if inputs := network(job.recipe.net).inputs:
-        rules.append(sc.Rule("inputs", where=inputs, method="magnitude"))
+    rules = _rules(job.recipe, "magnitude", {}, {})
     pruner = sc.attach(copy.deepcopy(model), examples=(example,), gates=rules)
     limits = budget.targets(pruner.costs.dense)
     low, high = 0.0, 1.0
