@@ -21,10 +21,10 @@ RECIPES = [recipe for both in EXPERIMENTS.values() for recipe in both.values()]
 def test_recipes_name_what_there_is_and_keep_their_promises(recipe: Recipe):
     assert EXPERIMENTS[recipe.experiment][recipe.name] is recipe
     assert network(recipe.net).shape == DATA_SETS[recipe.data].shape
-    for method, settings in recipe.methods.items():
-        own = dict(settings)
-        inputs = own.pop("inputs", {})
-        assert sc.method_from_name(method, **own | inputs).name in METHODS
+    for method in recipe.methods:
+        settings, own = recipe.made_with(method)
+        for differing in ({}, *own.values()):
+            assert sc.method_from_name(method, **settings | dict(differing)).name in METHODS
     for point in recipe.points:
         Job(recipe, next(iter(recipe.methods)), point, 0)
     assert json.loads(json.dumps(recipe.settings()))["version"] == recipe.version

@@ -124,6 +124,7 @@ class Recipe:
         label_smoothing: share of the label that is spread over all classes in these, in [0, 1).
         hold: share of the gated steps before the budget's target falls.
         ramp: share of them in which it falls.
+        per: sizes of single parts besides, as in `secateur.Budget`, where the gates follow a budget.
         weight_decay: L2 of the gated layers' weights, each unit's weighted by its open chance; the papers' penalty.
         half: whether forward passes run in bfloat16 where torch thinks it safe.
     """
@@ -147,6 +148,7 @@ class Recipe:
     label_smoothing: float = 0.0
     hold: float = 0.1
     ramp: float = 0.5
+    per: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     weight_decay: float = 0.0
     half: bool = False
 
@@ -264,4 +266,6 @@ class Job:
             steps=steps,
             hold=recipe.hold,
             ramp=recipe.ramp,
+            # Magnitude pruning closes the same share of every group; nothing steers it to a part's size.
+            per={} if self.method == "magnitude" else recipe.per,
         )
