@@ -23,6 +23,7 @@ def test_rows_are_means_over_seeds_and_errors_stand_apart():
     assert "| **arm**, ours, params0.0985 | 219-100-40; 219-100-40; 219-100-40 | 90.12 |" in page
     assert "**1.50** ± 0.36" in page
     assert "| L0-HC, lambda per layer (paper) | 266-88-33 | 89.99 |" in page
+    assert "arm (k 1, rao_blackwell True)" in page
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from secateur.recipes.networks import network
 from secateur.recipes.papers.experiments import EXPERIMENTS
@@ -159,7 +160,20 @@ def _recipes(rows: Sequence[Row]) -> list[str]:
     for name in dict.fromkeys(row.first.recipe for row in rows):
         recipe = EXPERIMENTS[rows[0].first.experiment][name]
         lines += [f"- *{name}*, version {recipe.version}: {_described(recipe)}."]
+        made = [f"{method} ({_settings(own)})" for method, own in recipe.methods.items() if own]
+        lines += [f"  Not at their defaults: {', '.join(made)}."] if made else []
     return [*lines, ""]
+
+
+def _settings(own: Mapping[str, Any]) -> str:
+    """Settings in words; those of some groups alone after the groups' name."""
+
+    def said(value: object) -> str:
+        if isinstance(value, Mapping):
+            return f": {_settings(value)}"
+        return f" {value:.4g}" if isinstance(value, float) else f" {value}"
+
+    return ", ".join(name + said(value) for name, value in own.items())
 
 
 def _described(recipe: Recipe) -> str:
@@ -171,6 +185,8 @@ def _described(recipe: Recipe) -> str:
     for whose, rates in (("the dense network", recipe.dropout), ("the others", recipe.noise)):
         if rates:
             parts.append(f"dropout of {whose} " + ", ".join(f"{rate:g} before {at}" for at, rate in rates.items()))
+    for part, size in recipe.per.items():
+        parts.append(f"{part} at {_settings(size)} or less")
     if recipe.gated.checks:
         parts.append(f"units that stay closed are removed while gates train, at {recipe.gated.checks} checks")
     if recipe.gated.average:

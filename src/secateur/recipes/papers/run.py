@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,9 @@ from secateur.recipes.data import folds
 from secateur.recipes.images import Images
 from secateur.recipes.measure import Latency, accuracy, n_macs, n_params, step_ratios
 from secateur.recipes.networks import network
+from secateur.recipes.papers.attached import attached
 from secateur.recipes.papers.objectives import l0_penalty, learning, soft_targets
-from secateur.recipes.papers.recipe import Job, Recipe
+from secateur.recipes.papers.recipe import Job
 from secateur.recipes.papers.result import Error, Result
 from secateur.recipes.task import fresh, fresh_compact
 from secateur.recipes.train import Epoch, Objective, Watch, optimizer_step, train
@@ -33,8 +33,6 @@ __all__ = ["run", "validation_split"]
 PARTS = 12
 #: Seed of the split, the same for all runs.
 SPLIT_SEED = 0
-#: Halvings in the search for the share of units that meets a budget.
-HALVINGS = 12
 #: Training steps of each network that are timed.
 STEPS = 20
 
@@ -80,7 +78,7 @@ def run(job: Job, images: Images, work: Path, watch: Watch) -> tuple[Result, dic
     taught = learning(recipe, images, dropout=recipe.noise, soft=soft)
 
     gated = bench.made(fresh(recipe.net, job.seed))
-    pruner = _attached(job, gated, images)
+    pruner = attached(job, gated, images)
     beside = None
     if job.point.lambdas:
         beside = l0_penalty(pruner, job.point.lambdas, len(images.y))
@@ -97,7 +95,7 @@ def run(job: Job, images: Images, work: Path, watch: Watch) -> tuple[Result, dic
     bench.train("scratch", scratch, taught)
 
     # Another one with all of its units, for the time that a step took at the start.
-    whole = _attached(job, bench.made(fresh(recipe.net, job.seed)), images)
+    whole = attached(job, bench.made(fresh(recipe.net, job.seed)), images)
     row = network(recipe.net)
     kept = row.kept({name: tuple(tensor.shape) for name, tensor in small.state_dict().items()})
     one = images.x_test[:1]
@@ -199,57 +197,6 @@ def _prepared(images: Images, job: Job) -> Images:
 
 def _error(model: nn.Module, images: Images) -> float:
     return 100.0 - accuracy(model, images.x_test, images.y_test)
-
-
-def _attached(job: Job, model: nn.Module, images: Images) -> Pruner:
-    """Gates on all groups, and on single inputs where the papers' tables count them."""
-    recipe, example = job.recipe, images.x[:1]
-    budget = job.budget(job.phase("gated").steps(len(images.y)))
-    settings, own = recipe.made_with(job.method)
-    if job.method == "magnitude":
-        settings |= _closing(job, model, example, len(images.y))
-    rules = _rules(recipe, job.method, settings, own)
-    l2 = sc.ActivityL2(recipe.weight_decay, into_gates=True) if recipe.weight_decay else None
-    return sc.attach(model, examples=(example,), gates=rules, budget=budget, l2=l2, seed=job.seed)
-
-
-def _rules(
-    recipe: Recipe, method: str, settings: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
-) -> list[sc.Rule]:
-    """One rule for all groups but those with settings of their own, one for each of these, one for single inputs."""
-
-    def made(group: str) -> sc.Method:
-        return sc.method_from_name(method, **{**settings, **own.get(group, {})})
-
-    apart = tuple(group for group in own if group != "inputs")
-    rules = [sc.Rule(where=recipe.units, exclude=apart or None, method=made(""))]
-    rules += [sc.Rule(where=group, method=made(group)) for group in apart]
-    if inputs := network(recipe.net).inputs:
-        rules.append(sc.Rule("inputs", where=inputs, method=made("inputs")))
-    return rules
-
-
-def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, float | int]:
-    """The schedule of magnitude pruning that ends near the budget: the same share of every group closes.
-
-    The share is the one at which the network meets the budget with its first weights; what the last ones make of it is
-    for the projection at the end.
-    """
-    budget = job.budget(job.phase("gated").steps(n))
-    assert budget is not None  # it has no paper recipe
-    rules = _rules(job.recipe, "magnitude", {}, {})
-    pruner = sc.attach(copy.deepcopy(model), examples=(example,), gates=rules)
-    limits = budget.targets(pruner.costs.dense)
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        share = (low + high) / 2
-        for gate, _ in pruner.gates:
-            gate.method = sc.Magnitude(final_closed=share, steps=1)
-            gate.constrain_()
-        fits = all(getattr(pruner.exact, kind) <= limit for kind, limit in limits.items())
-        low, high = (low, share) if fits else (share, high)
-    hold, ramp = budget.schedule
-    return {"final_closed": high, "start": hold, "steps": max(1, ramp)}
 
 
 def _ratios(
