@@ -38,16 +38,13 @@ fuzz: $(VENV)/.dev  ## Make N random networks, cut them, and compare (N=2000 by 
 zoo: $(VENV)/.zoo  ## Trace, cut and prove every architecture of the zoo, and write docs/zoo.md (ARGS="..." is passed on).
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py $(ARGS)
 
-# One thread, and an allocator that keeps what a step frees: a tenth and more of a small network's training.
-TRAINING := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0
-
 # The methods of the minimum table first, then all.
 .PHONY: reproduce
 reproduce: $(VENV)/.dev  ## Train the papers' experiments (days; killed runs go on), and write docs/results.md (DATA=folder).
-	$(TRAINING) $(BIN)/secateur reproduce mnist-mlp --data-dir $(DATA)/mnist $(ARGS)
-	$(TRAINING) $(BIN)/secateur reproduce mnist-lenet5 --data-dir $(DATA)/mnist --method hard-concrete --method arm $(ARGS)
-	$(TRAINING) $(BIN)/secateur reproduce mnist-lenet5 --data-dir $(DATA)/mnist $(ARGS)
-	$(TRAINING) $(BIN)/secateur reproduce cifar-resnet20 --data-dir $(DATA)/cifar10 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce mnist-mlp --data-dir $(DATA)/mnist $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce mnist-lenet5 --data-dir $(DATA)/mnist --method hard-concrete --method arm $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce mnist-lenet5 --data-dir $(DATA)/mnist $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/secateur reproduce cifar-resnet20 --data-dir $(DATA)/cifar10 $(ARGS)
 	$(BIN)/secateur reproduce --report
 
 .PHONY: check

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import gc
 import statistics
 import sys
@@ -25,23 +23,10 @@ from benchmarks.step_cases import Case  # noqa: E402
 import secateur as sc  # noqa: E402
 from secateur.recipes.train import optimizer_step  # noqa: E402
 
-__all__ = ["keep_memory", "made", "spread", "stepper", "timed"]
+__all__ = ["made", "spread", "stepper", "timed"]
 
 #: Steps of each side before the clock counts: the first ones pay for allocation and for choosing kernels.
 WARM_UP = 3
-
-
-def keep_memory() -> None:
-    """Have the allocator keep what a step frees.
-
-    It gives the end of the heap back to the system where that happens to be free, and the next step pays for getting it
-    again: up to a tenth of a step, on one side or the other, by accident. Where there is no glibc this does nothing.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(mmap_threshold, 2**25)
 
 
 def stepper(

@@ -30,11 +30,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.records import keep, recorded  # noqa: E402
 from benchmarks.step_cases import CASES, METHODS, by_hand  # noqa: E402
-from benchmarks.step_clock import keep_memory, made, stepper, timed  # noqa: E402
+from benchmarks.step_clock import made, stepper, timed  # noqa: E402
 from benchmarks.step_costs import cost_rows, floor_rows, n_operators  # noqa: E402
 
 import secateur as sc  # noqa: E402
 from secateur.pruning.pressure import STEPS_BETWEEN  # noqa: E402
+from secateur.recipes.memory import keep_memory  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "steps.json", ROOT / "docs" / "benchmarks.md"
 #: Steps in a turn: a budget moves its multipliers every few steps only, and a turn has all kinds of steps.

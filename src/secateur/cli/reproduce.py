@@ -55,11 +55,13 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one argument for each option
         _report(results, page)
         return
     from secateur.recipes.data import load
+    from secateur.recipes.memory import keep_memory
     from secateur.recipes.papers.experiments import recipe_of
 
     found = recipe_of(experiment, recipe)
     jobs = _jobs(found, method, seeds, budget, lambdas, validate)
     check_place(results / "record.json")
+    keep_memory()
     if left := [job for job in jobs if not _done(job, results)]:
         images = load(found.data, data_dir).to(device)
         for job in left:

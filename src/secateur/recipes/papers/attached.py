@@ -71,7 +71,7 @@ def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, f
         for gate, _ in pruner.gates:
             gate.method = sc.Magnitude(final_closed=share, steps=1)
             gate.constrain_()
-        fits = all(getattr(pruner.exact, kind) <= limit for kind, limit in limits.items())
+        fits = all(pruner.exact.of(kind) <= limit for kind, limit in limits.items())
         low, high = (low, share) if fits else (share, high)
     hold, ramp = budget.schedule
     return {"final_closed": high, "start": hold, "steps": max(1, ramp)}
