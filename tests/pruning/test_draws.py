@@ -281,6 +281,34 @@ def test_draws_lie_outside_modules_and_die_with_them() -> None:
     assert draw() is None
 
 
+def test_compiled_layers_do_not_depend_on_other_models() -> None:
+    others = [mlp() for _ in range(3)]
+    held = [live_of(gates) for _, gates in others]
+    net, gates = mlp()
+    live_of(gates)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        others.clear()  # while it compiles, as a collector of garbage would
+        gc.collect()
+        return graph
+
+    torch._dynamo.reset()
+    net.fc2.compile(backend=backend)
+    x = torch.randn(4, 3, dtype=DTYPE)
+    net(x).sum().backward()
+    compiled = len(graphs)
+    assert compiled
+    others += [mlp() for _ in range(3)]
+    held += [live_of(gates) for _, gates in others]
+    net(x).sum().backward()
+    others.clear()
+    gc.collect()
+    net(x).sum().backward()
+    assert len(graphs) == compiled
+
+
 def test_no_gradient_is_recorded_where_none_is_wanted() -> None:
     net, gates = mlp()
     x = torch.randn(4, 3, dtype=DTYPE)

@@ -2,17 +2,18 @@
 
 A draw serves one training forward of the root module: a plain forward pre-hook makes it, every weight that is read
 until the next root forward shares it, and a recomputation (activation checkpointing) finds the draw of the forward
-that it repeats. Draws lie outside modules, keyed weakly by their `GateSet`, so that copies of a model, their state
+that it repeats. Draws lie outside modules, each kept as long as its `GateSet`, so that copies of a model, their state
 dicts and broadcasts of buffers never meet them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -101,14 +102,17 @@ class Live:
             self.override = None
 
 
-_LIVE: WeakKeyDictionary[GateSet, Live] = WeakKeyDictionary()
+#: By the identity of the gate set, each until its gate set is gone. What torch.compile makes depends on the one entry
+#: that it reads; with weak keys it would depend on how many other models with gates there are.
+_LIVE: dict[int, Live] = {}
 
 
 def live_of(gates: GateSet) -> Live:
     """The state of a gate set; a copy of a model, which has none yet, starts one from the gate set's own seed."""
-    live = _LIVE.get(gates)
+    live = _LIVE.get(id(gates))
     if live is None:
-        live = _LIVE[gates] = Live(torch.Generator().manual_seed(gates.seed))
+        live = _LIVE[id(gates)] = Live(torch.Generator().manual_seed(gates.seed))
+        weakref.finalize(gates, _LIVE.pop, id(gates)).atexit = False
     return live
 
 
