@@ -83,7 +83,7 @@ def test_missing_data_names_the_files_and_nothing_is_written(tmp_path: Path):
     [
         ((), "unknown experiment ''; there are: mnist-mlp"),
         (("mnist-mlp", "--recipe", "theirs"), "unknown recipe 'theirs'; there are: paper, ours"),
-        (("mnist-mlp", "--seeds", "0,one"), "--seeds '0,one': expected numbers"),
+        (("mnist-mlp", "--seeds", "0,one"), "--seeds '0,one': expected whole numbers"),
         (("mnist-mlp", "--seeds", "-1"), "seed=-1"),
         (("mnist-mlp", "--budget", "1.5"), "keep_params=1.5, expected a share"),
         (("mnist-mlp", "--budget", "0.5", "--lambdas", "1"), "got --budget and --lambdas"),

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secateur.cli.numbers import numbers
 from secateur.cli.progress import Progress
 from secateur.cli.refusals import check_place, errors, plain_endings
-from secateur.errors import SecateurError
 
 __all__ = ["compare"]
 
@@ -50,12 +50,21 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument for each option
     from secateur.recipes.compare import HEADINGS, Comparison, page, table_rows
     from secateur.recipes.compare import compare as compared
     from secateur.recipes.data import load
+    from secateur.recipes.memory import keep_memory
     from secateur.recipes.record import write_text
 
     if keep_params is None and keep_macs is None:
         keep_params = DEFAULT_KEEP
     asked = Comparison(
-        data, net, tuple(method or METHODS), _numbers(seeds), folds, keep_params, keep_macs, epochs, device
+        data,
+        net,
+        tuple(method or METHODS),
+        numbers(seeds, "--seeds", int),
+        folds,
+        keep_params,
+        keep_macs,
+        epochs,
+        device,
     )
     shares = {"params": keep_params, "macs": keep_macs}
     budget = "-".join(f"{kind}{share:g}" for kind, share in shares.items() if share is not None)
@@ -63,6 +72,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument for each option
     check_place(directory / "steps.json")
     if out is not None:
         check_place(out)
+    keep_memory()
     console = errors()
     with Progress(console) as progress:
         told = console.print
@@ -76,13 +86,6 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument for each option
     Console(highlight=False, soft_wrap=True).print(made)
     if out is not None:
         write_text(out, page(asked, lines, _command(asked, data_dir, directory, out)))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise SecateurError(f"--seeds {text!r}: expected whole numbers with commas between, such as 0,1,2") from None
 
 
 def _command(asked: object, data_dir: Path | None, results: Path, out: Path) -> str:

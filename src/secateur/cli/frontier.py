@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli.numbers import numbers
 from secateur.cli.progress import Progress
 from secateur.cli.refusals import check_place, errors, plain_endings
 from secateur.errors import SecateurError
@@ -50,15 +51,16 @@ def frontier(  # noqa: PLR0913, PLR0917 - one argument for each option
     from secateur.recipes.data import load
     from secateur.recipes.frontier import Sweep, check, jobs_of, points, timed, with_latency
     from secateur.recipes.jobs import run_jobs
+    from secateur.recipes.memory import keep_memory
 
     if epochs == 0:
         raise SecateurError("epochs=0; expected at least 2")
     if jobs < 1:
         raise SecateurError(f"--jobs {jobs}; expected at least 1")
-    shares, numbers = _numbers(budgets, "--budgets", float), _numbers(seeds, "--seeds", int)
+    shares, from_seeds = numbers(budgets, "--budgets", float), numbers(seeds, "--seeds", int)
     if picture:
         curves.check_matplotlib()
-    sweep = Sweep(data, net, method, by, shares, epochs or 0, tuple(map(int, numbers)), device, data_dir, Path())  # type: ignore[arg-type]
+    sweep = Sweep(data, net, method, by, shares, epochs or 0, from_seeds, device, data_dir, Path())  # type: ignore[arg-type]
     place = out if out is not None else RUNS / f"{sweep.data}-{sweep.net}-{method}-{by}"
     for path in (place / "frontier.svg", page, record):
         if path is not None:
@@ -68,6 +70,7 @@ def frontier(  # noqa: PLR0913, PLR0917 - one argument for each option
     if by == "latency":
         sweep = with_latency(sweep, images)
     check(sweep, images)
+    keep_memory()
     with Progress(errors()) as progress:
         run_jobs(jobs_of(sweep), jobs, progress, lambda name: errors().print(Text(f"done: {name}"), style="dim"))
     found = timed(sweep, points(sweep), images)
@@ -103,13 +106,6 @@ def _written(
         write_text(page, curves.page(sweep, found, drawing.name if picture else "", _command(sweep, page, record)))
         written.append(page)
     return written
-
-
-def _numbers(text: str, option: str, kind: type[float]) -> tuple[float, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise SecateurError(f"{option} {text!r}: expected numbers with commas between") from None
 
 
 def _command(sweep: Sweep, page: Path, record: Path | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secateur.cli.numbers import numbers
 from secateur.cli.progress import Progress
 from secateur.cli.refusals import check_place, errors, plain_endings
 from secateur.errors import SecateurError
@@ -80,22 +81,14 @@ def _jobs(
         on_macs = recipe.points[0].keep_macs is not None or recipe.data != "mnist"
         points = tuple(Point(keep_macs=share) if on_macs else Point(keep_params=share) for share in budgets)
     if lambdas:
-        points = (Point(lambdas=tuple(_numbers(lambdas, "--lambdas", float))),)
-    numbers = _numbers(seeds, "--seeds", int)
+        points = (Point(lambdas=numbers(lambdas, "--lambdas", float)),)
     # Seeds outermost: a first row of the table is there as soon as possible, and so are its companions.
     return [
-        Job(recipe, name, point, int(seed), validated)
+        Job(recipe, name, point, seed, validated)
         for point in points
-        for seed in numbers
+        for seed in numbers(seeds, "--seeds", int)
         for name in methods or recipe.methods
     ]
-
-
-def _numbers(text: str, option: str, kind: type[float]) -> list[float]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise SecateurError(f"{option} {text!r}: expected numbers with commas between") from None
 
 
 def _done(job: Job, results: Path) -> bool:

@@ -44,6 +44,7 @@ def train(  # noqa: PLR0913, PLR0917 - one argument for each option
 ) -> None:
     """Train with gates to a budget, cut, prove, save; compare with dense and with the same widths from scratch."""
     from secateur.recipes.data import load
+    from secateur.recipes.memory import keep_memory
     from secateur.recipes.record import write_record
     from secateur.recipes.settings import Settings
     from secateur.recipes.table import summary, table
@@ -59,6 +60,7 @@ def train(  # noqa: PLR0913, PLR0917 - one argument for each option
     if record is not None:
         check_place(record)
     images = load(data, data_dir)
+    keep_memory()
     with Progress(errors()) as progress:
         outcome = run(settings, images, path, progress)
     if record is not None:

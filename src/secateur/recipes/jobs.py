@@ -12,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from secateur.errors import SecateurError
+from secateur.recipes.memory import keep_memory
 from secateur.recipes.train import Epoch, Watch
 
 __all__ = ["Job", "run_jobs"]
@@ -100,6 +101,7 @@ def _message(messages: Connection, code: int) -> str:
 
 def _work(job: Job, threads: int, messages: Connection) -> None:
     torch.set_num_threads(threads)
+    keep_memory()
     try:
         job.work(_unseen)
     except KeyboardInterrupt:
