@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import Any, Literal
 
 import secateur as sc
 from secateur.errors import SecateurError
-from secateur.gates import METHODS
 from secateur.recipes.checkpoint import beyond_defaults
 from secateur.recipes.train import Phase
 
@@ -165,10 +163,9 @@ class Recipe:
             >>> {group: sorted(own) for group, own in PAPER.made_with("arm")[1].items()}
             {'inputs': ['init_open']}
         """
-        everywhere = dict(self.methods[method])
-        known = inspect.signature(METHODS[method]).parameters
-        own = {group: everywhere.pop(group) for group in list(everywhere) if group not in known}
-        return everywhere, own
+        given = self.methods[method]
+        own = {group: settings for group, settings in given.items() if isinstance(settings, Mapping)}
+        return {name: value for name, value in given.items() if name not in own}, own
 
     def settings(self) -> dict[str, Any]:
         """What is not at its default, as values that JSON can hold, without the choice of methods and points."""
