@@ -31,6 +31,14 @@ def test_rows_are_means_over_seeds_and_errors_stand_apart():
     [
         ([made(seed=seed, error=1.5) for seed in range(3)], "arm: 90.12% at 1.50% | met |"),
         ([made(error=1.5)], "arm: 90.12% at 1.50% | met so far, by 1 of 3 seeds |"),
+        (
+            [made("ar", error=1.4), *(made(seed=seed, error=1.5) for seed in range(3))],
+            "arm: 90.12% at 1.50% | met |",
+        ),
+        (
+            [made("ar", error=1.4), *(made(seed=seed, error=1.6) for seed in range(3))],
+            "ar: 90.12% at 1.40% | met so far, by 1 of 3 seeds |",
+        ),
         ([made(seed=seed, error=1.61) for seed in range(3)], "arm: 90.12% at 1.61% | missed by 0.11 points |"),
     ],
 )

@@ -50,7 +50,7 @@ OURS = Recipe(
         "diff-sparse": {},
         "magnitude": {},
     },
-    points=(Point(keep_params=0.0138), Point(keep_params=0.0049)),
+    points=(Point(keep_params=0.0138), Point(keep_params=0.00505)),
     dense=Phase("dense", 20, batch=128, lr=1e-3, fused=True),
     gated=Phase("gated", 24, batch=128, lr=2e-3, gate_lr=0.005, milestones=(24,), fused=True, checks=24),
     tuned=Phase("tuned", 36, batch=64, lr=4e-3, fused=True),
