@@ -282,10 +282,13 @@ def test_draws_lie_outside_modules_and_die_with_them() -> None:
 
 
 def test_compiled_layers_do_not_depend_on_other_models() -> None:
-    others = [mlp() for _ in range(3)]
-    held = [live_of(gates) for _, gates in others]
-    net, gates = mlp()
-    live_of(gates)
+    def live_model():
+        net, gates = mlp()
+        live_of(gates)
+        return net
+
+    others = [live_model() for _ in range(3)]
+    net = live_model()
     graphs = []
 
     def backend(graph, _):
@@ -300,8 +303,7 @@ def test_compiled_layers_do_not_depend_on_other_models() -> None:
     net(x).sum().backward()
     compiled = len(graphs)
     assert compiled
-    others += [mlp() for _ in range(3)]
-    held += [live_of(gates) for _, gates in others]
+    others += [live_model() for _ in range(3)]
     net(x).sum().backward()
     others.clear()
     gc.collect()

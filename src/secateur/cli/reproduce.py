@@ -82,11 +82,12 @@ def _jobs(
         points = tuple(Point(keep_macs=share) if on_macs else Point(keep_params=share) for share in budgets)
     if lambdas:
         points = (Point(lambdas=numbers(lambdas, "--lambdas", float)),)
-    # Seeds outermost: a first row of the table is there as soon as possible, and so are its companions.
+    from_seeds = numbers(seeds, "--seeds", int)
+    # All methods with a seed before the next seed: a table of each size is there as soon as possible.
     return [
         Job(recipe, name, point, seed, validated)
         for point in points
-        for seed in numbers(seeds, "--seeds", int)
+        for seed in from_seeds
         for name in methods or recipe.methods
     ]
 
