@@ -123,8 +123,8 @@ class TestFactories:
             ([f"{HERE}:absent"], "has no 'absent'; it has "),
             (["no_such_module:build"], "no_such_module: cannot be imported: ModuleNotFoundError"),
             (["no_such_file.py:build"], "no_such_file.py: cannot be imported: FileNotFoundError"),
-            ([f"{HERE}:net", "--shape", "3,x"], "--shape '3,x': expected positive integers"),
-            ([f"{HERE}:net", "--shape", "3,0"], "--shape '3,0': expected positive integers"),
+            ([f"{HERE}:net", "--shape", "3,x"], "--shape '3,x': expected whole numbers"),
+            ([f"{HERE}:net", "--shape", "3,0"], "--shape '3,0': expected sizes of at least 1"),
             ([f"{HERE}:net", "--shape", "3,5"], "does not run through the model in evaluation mode: in 0"),
         ],
     )

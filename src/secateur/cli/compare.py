@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secateur.cli.kept import KeepMacs, KeepParams, params_kept
 from secateur.cli.numbers import numbers
 from secateur.cli.progress import Progress
 from secateur.cli.refusals import check_place, errors, plain_endings
@@ -19,8 +20,6 @@ __all__ = ["compare"]
 
 #: What is compared where no method is named: those of the papers, and the baseline.
 METHODS = ("hard-concrete", "arm", "ar", "diffprune", "diff-sparse", "magnitude")
-#: Share of the parameters that is kept where no budget is given.
-DEFAULT_KEEP = 0.1
 #: Where records go unless told otherwise, below the working directory.
 RUNS = Path("runs/compare")
 
@@ -33,12 +32,8 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument for each option
     method: Annotated[list[str] | None, typer.Option(help="Gate method, can be repeated; all without it.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds with commas between.")] = "0,1,2",
     folds: Annotated[int, typer.Option(help="Of the digits: each is the test set in turn; 1 for the fixed split.")] = 1,
-    keep_params: Annotated[
-        float | None, typer.Option(help=f"Share of all parameters to keep, in (0, 1]; {DEFAULT_KEEP} without a budget.")
-    ] = None,
-    keep_macs: Annotated[
-        float | None, typer.Option(help="Share of the multiply-accumulates to keep, in (0, 1].")
-    ] = None,
+    keep_params: KeepParams = None,
+    keep_macs: KeepMacs = None,
     epochs: Annotated[int, typer.Option(help="Of every network; 0 for its own number.")] = 0,
     results: Annotated[
         Path | None, typer.Option(help="Directory of the records; what is recorded there is not trained again.")
@@ -53,8 +48,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument for each option
     from secateur.recipes.memory import keep_memory
     from secateur.recipes.record import write_text
 
-    if keep_params is None and keep_macs is None:
-        keep_params = DEFAULT_KEEP
+    keep_params = params_kept(keep_params, keep_macs)
     asked = Comparison(
         data,
         net,

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli.numbers import numbers
 from secateur.cli.refusals import plain_endings
 from secateur.errors import SecateurError, TraceError
 
@@ -126,12 +127,9 @@ def _traced(target: Target) -> Structure:
 def _shape(text: str) -> tuple[int, ...] | None:
     if not text:
         return None
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = (0,)
+    sizes = numbers(text, "--shape", int)
     if min(sizes) < 1:
-        raise SecateurError(f"--shape {text!r}: expected positive integers with commas between, such as 1,3,224,224")
+        raise SecateurError(f"--shape {text!r}: expected sizes of at least 1, such as 1,3,224,224")
     return sizes
 
 

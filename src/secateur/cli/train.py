@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli.kept import KeepMacs, KeepParams, params_kept
 from secateur.cli.progress import Progress
 from secateur.cli.refusals import check_place, errors, plain_endings
 from secateur.errors import SecateurError
@@ -17,8 +18,6 @@ __all__ = ["train"]
 
 #: Where compact networks go unless told otherwise, below the working directory.
 RUNS = Path("runs")
-#: Share of the parameters that is kept where no budget is given.
-DEFAULT_KEEP = 0.1
 
 
 @plain_endings
@@ -27,12 +26,8 @@ def train(  # noqa: PLR0913, PLR0917 - one argument for each option
     data_dir: Annotated[Path | None, typer.Option(help="Directory that holds the data set's files.")] = None,
     net: Annotated[str, typer.Option(help="Network; the data set's own where none is given.")] = "",
     method: Annotated[str, typer.Option(help="Gate method.")] = "hard-concrete",
-    keep_params: Annotated[
-        float | None, typer.Option(help=f"Share of all parameters to keep, in (0, 1]; {DEFAULT_KEEP} without a budget.")
-    ] = None,
-    keep_macs: Annotated[
-        float | None, typer.Option(help="Share of the multiply-accumulates to keep, in (0, 1].")
-    ] = None,
+    keep_params: KeepParams = None,
+    keep_macs: KeepMacs = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images, fine-tuning included.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File for the compact network, .safetensors.")] = None,
@@ -52,8 +47,7 @@ def train(  # noqa: PLR0913, PLR0917 - one argument for each option
 
     if epochs == 0:
         raise SecateurError("epochs=0; expected at least 2")
-    if keep_params is None and keep_macs is None:
-        keep_params = DEFAULT_KEEP
+    keep_params = params_kept(keep_params, keep_macs)
     settings = Settings(data, net, method, keep_params, keep_macs, epochs or 0, seed, device, conditional)
     path = out if out is not None else RUNS / f"{settings.title}.safetensors"
     check_place(path)
