@@ -85,6 +85,27 @@ def test_gates_of_a_group_sum_to_its_size():
     assert gate.layout.sum(gate.fixed()).tolist() == pytest.approx([5.0, 9.0])
 
 
+def test_renormalised_gates_keep_their_scale_as_others_close():
+    method, plain = DifferentiableSparsification(renormalised=True), DifferentiableSparsification()
+    layout = Layout((8, 5))
+    for n_open in (1, 3, 5):
+        alpha = torch.cat([torch.where(torch.arange(8) < n_open, 2.0, -30.0), torch.randn(5)]).double()
+        params = {"alpha": alpha, "beta": torch.tensor([-6.0, -2.5], dtype=torch.float64)}
+        gates = method.fixed(params, layout)
+        torch.testing.assert_close(gates[:8], (torch.arange(8) < n_open).double())
+        shares = plain.fixed(params, layout)[8:] / 5
+        torch.testing.assert_close(gates[8:], shares / shares.square().sum())
+        assert (shares * gates[8:]).sum().item() == pytest.approx(1.0)
+        assert torch.equal(method.prob_open(params, layout), plain.prob_open(params, layout))
+
+
+def test_gradient_of_renormalised_gates_is_that_of_their_formula():
+    method, layout = DifferentiableSparsification(renormalised=True), Layout((4, 3))
+    beta = torch.tensor([-3.0, -2.5], dtype=torch.float64)
+    alpha = torch.linspace(-0.5, 0.5, 7, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda alpha: method.sample({"alpha": alpha, "beta": beta}, layout, None), (alpha,))
+
+
 def test_independent_gates_follow_the_formula():
     method = DifferentiableSparsification(form="independent")
     norms = torch.tensor([0.0, 0.2, 0.5, 2.0], dtype=torch.float64)
@@ -272,9 +293,15 @@ def test_start_of_the_independent_form_follows_the_norms():
         ("p", 0.9, 1.0, r"\(0, 1\)"),
         ("p", 0.1, 0.0, r"\(0, 1\)"),
         ("jitter", 0.1, 0.0, r"\(0, inf\)"),
+        ("renormalised", True, 1, "True, False"),
     ],
 )
 def test_settings_are_checked(setting, good, bad, expected):
     assert getattr(DifferentiableSparsification(**{setting: good}), setting) == good
     with pytest.raises(GateError, match=rf"{setting} is .*{expected}"):
         DifferentiableSparsification(**{setting: bad})
+
+
+def test_independent_gates_are_never_renormalised():
+    with pytest.raises(GateError, match="renormalised is for the competitive form"):
+        DifferentiableSparsification(form="independent", renormalised=True)

@@ -38,8 +38,10 @@ class DifferentiableSparsification(Method):
     Competitive form, for a group of n units with free ``alpha`` (one per unit) and one threshold ``beta``:
 
     - ``q = softmax(alpha)``, ``a_i = relu(q_i - sigma(beta)) / sum_j relu(q_j - sigma(beta))``, gate ``z_i = n a_i``.
-      The gates of a group sum to n, so survivors grow as others close, up to n for a last one; they are not
-      renormalised. A group of one unit cannot close.
+      The gates of a group sum to n, so survivors grow as others close, up to n for a last one, and the effective steps
+      of their weights with them. A group of one unit cannot close.
+    - Renormalised, the same with ``z_i = a_i / sum_j a_j^2``: k equal survivors have gates of 1 whatever k is. The
+      mean gate, weighted by the shares, is 1.
     - Surrogate of L0: the p-norm of a with p < 1. With p = 1/2 it is ``(sum sqrt a_i)^2``: n for a uniform vector,
       1 for a one-hot one; `prob_open` is each unit's part, ``a_i^p (sum_j a_j^p)^(p / (1 - p))``. **Parts can exceed
       1; only their sums over a group are counts.** For other p the sum is the p-norm's power that still counts from
@@ -69,6 +71,7 @@ class DifferentiableSparsification(Method):
             are not known at the start): ``sigma(beta) = (1 - init_open) ||v||``.
         p: exponent of the surrogate, in (0, 1).
         jitter: deviation of alpha at the start, > 0.
+        renormalised: whether survivors of the competitive form keep their scale as others close.
 
     Raises:
         GateError: a setting is outside its range, or norms are missing where the form needs them.
@@ -90,6 +93,7 @@ class DifferentiableSparsification(Method):
     init_open: float = 0.9
     p: float = 0.5
     jitter: float = 0.01
+    renormalised: bool = False
 
     def __post_init__(self) -> None:
         checks = Checks("DifferentiableSparsification")
@@ -97,6 +101,11 @@ class DifferentiableSparsification(Method):
         checks.between("init_open", self.init_open, 0.0, 1.0)
         checks.between("p", self.p, 0.0, 1.0, advice="from p = 1 on the p-norm does not favour zeros")
         checks.between("jitter", self.jitter, 0.0, None, advice="without it the penalty's gradient starts at exactly 0")
+        checks.one_of("renormalised", self.renormalised, (True, False))
+        checks.holds(
+            not (self.renormalised is True and self.form == "independent"),
+            "renormalised is for the competitive form; independent gates do not grow",
+        )
         checks.done()
 
     @property
@@ -168,7 +177,7 @@ class DifferentiableSparsification(Method):
 
     def sample(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """The gates, with elu's derivative at closed units."""
-        return self._gates(params, layout, norms, _rectified)
+        return self._scaled(self._gates(params, layout, norms, _rectified), layout)
 
     def drawn(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> None:
         """None: the gates of a group, or weights, depend on each other."""
@@ -189,7 +198,7 @@ class DifferentiableSparsification(Method):
 
     def fixed(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The gates."""
-        return self._gates(params, layout, norms, _rectified)
+        return self._scaled(self._gates(params, layout, norms, _rectified), layout)
 
     def opened(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The smallest open gate of the group, next to which it would have opened, or 1."""
@@ -236,6 +245,12 @@ class DifferentiableSparsification(Method):
         shares, threshold = self._shares(params, layout)
         over = rectify(shares - layout.spread(threshold))
         return over * layout.spread(layout.counts / layout.sum(over))
+
+    def _scaled(self, gates: Tensor, layout: Layout) -> Tensor:
+        """Gates that sum to n, or those that do not grow."""
+        if not self.renormalised:
+            return gates
+        return gates * layout.spread(layout.counts / layout.sum(gates.square()))
 
     def _shares(self, params: Params, layout: Layout) -> tuple[Tensor, Tensor]:
         """Softmax ``(U,)`` and thresholds ``(G,)``, both in units of the uniform share 1/n."""

@@ -9,8 +9,8 @@ __all__ = ["OURS"]
 
 #: None of the four papers has this network. Few epochs, for a processor takes two minutes for one; the dense network is
 #: trained for as many and alike. Weights keep their rate while the gates close units and fall with it after the cut, so
-#: that most epochs are those of the small network. Without augmentation the dense network soon knows its images by heart,
-#: and what the small one lacks is not room but something to learn: soft targets, nearly alone.
+#: that most epochs are those of the small network. Without augmentation the dense network soon knows its images by
+#: heart, and what the small one lacks is not room but something to learn: soft targets, nearly alone.
 OURS = Recipe(
     experiment="cifar-resnet20",
     name="ours",

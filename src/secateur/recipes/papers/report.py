@@ -309,8 +309,9 @@ Errors are those on the test images after the last epoch, mean and standard devi
 epoch, which papers report, stands apart. The papers' rows give only that one, and they are recollected. Prune rates are
 by the papers' formula, from live units: an input that lies in a closed feature map does not count. Our recipes use
 neither augmentation, but for WRN, nor an outside teacher: where a network learns from another, that is the dense
-network of the same run, which learns from labels alone. Hyper-parameters were chosen as `--validate` judges, on a twelfth of the training
-images by networks that had seen the others; the test images chose nothing. Final runs train on all of them.
+network of the same run, which learns from labels alone. Hyper-parameters were chosen as `--validate` judges, on a
+twelfth of the training images by networks that had seen the others; the test images chose nothing. Final runs train on
+all of them.
 
 - *Same widths from scratch*: a network of the kept widths, trained alike for as many epochs, without gates.
 - *Step, times dense*: time of a training step with gates over one without, interleaved in one process."""
