@@ -34,6 +34,19 @@ def test_recipes_name_what_there_is_and_keep_their_promises(recipe: Recipe):
         assert recipe.experiment == "cifar-wrn" or not recipe.augmented
 
 
+def test_a_method_may_ask_for_weight_decay_while_its_gates_train():
+    recipe = EXPERIMENTS["mnist-lenet5"]["ours"]
+    asked = {
+        method: settings["weight_decay"] for method, settings in recipe.methods.items() if "weight_decay" in settings
+    }
+    assert asked
+    for method in recipe.methods:
+        job = Job(recipe, method, recipe.points[0], 0)
+        assert job.phase("gated").weight_decay == asked.get(method, recipe.gated.weight_decay)
+        assert job.phase("tuned").weight_decay == job.phase("scratch").weight_decay == recipe.tuned.weight_decay
+        assert "weight_decay" not in recipe.made_with(method)[0]
+
+
 @pytest.mark.parametrize("drop_rate", [0.05, 0.2, 0.3, 0.5])
 def test_drop_rates_become_the_open_chances_of_their_log_alpha(drop_rate: float):
     method = sc.HardConcrete(init_open=opened(drop_rate))

@@ -47,7 +47,8 @@ OURS = Recipe(
         },
         # Thrice the scale of noise and gate is a third of the speed.
         "diffprune": {"mode": "stochastic", "conv2": {"scale": 3.0, "tau": 0.75, "init_open": 0.99}},
-        "diff-sparse": {},
+        # Its competing gates keep hidden units that have died, and grow survivors until their steps kill them.
+        "diff-sparse": {"renormalised": True, "weight_decay": 0.05},
         "magnitude": {},
     },
     points=(Point(keep_params=0.0138), Point(keep_params=0.00505)),

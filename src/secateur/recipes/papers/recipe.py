@@ -18,6 +18,8 @@ __all__ = ["Distillation", "Job", "Point", "Recipe", "opened"]
 
 #: Difference between the logit of a hard concrete gate's open chance and its log alpha: 2/3 ln 11.
 OPEN_SHIFT = 2 / 3 * math.log(11)
+#: The name, among a method's settings, of what is not the gates' but the weights'.
+DECAY = "weight_decay"
 
 
 def opened(drop_rate: float) -> float:
@@ -108,7 +110,8 @@ class Recipe:
         net: a name in ``NETWORKS``.
         methods: what each method is made with, by its name in ``secateur.gates.METHODS``; their order is that of runs.
             A mapping among the settings is of the groups that its key is a pattern for, ``"inputs"`` for single inputs,
-            and holds what differs there.
+            and holds what differs there. ``"weight_decay"`` is that of the weights while these gates train, instead of
+            the phase's: one method asks for it where others do without.
         points: the sizes.
         dense: how the network without gates is trained, which also teaches where there is distillation.
         gated: how the network with gates is trained.
@@ -165,7 +168,7 @@ class Recipe:
         """
         given = self.methods[method]
         own = {group: settings for group, settings in given.items() if isinstance(settings, Mapping)}
-        return {name: value for name, value in given.items() if name not in own}, own
+        return {name: value for name, value in given.items() if name not in {*own, DECAY}}, own
 
     def settings(self) -> dict[str, Any]:
         """What is not at its default, as values that JSON can hold, without the choice of methods and points."""
@@ -249,6 +252,8 @@ class Job:
             return dataclasses.replace(like, name=name, epochs=recipe.epochs, gate_lr=0.0, seed=self.seed)
         phase = found[name]
         assert phase is not None
+        if name == "gated":
+            phase = dataclasses.replace(phase, weight_decay=recipe.methods[self.method].get(DECAY, phase.weight_decay))
         # Another order of examples after the cut.
         return dataclasses.replace(phase, name=name, seed=self.seed + (name == "tuned"))
 
