@@ -5,7 +5,6 @@ Index conventions: ``G`` groups, ``U`` units of all groups together, ``n`` units
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,7 +176,7 @@ class DifferentiableSparsification(Method):
 
     def sample(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """The gates, with elu's derivative at closed units."""
-        return self._scaled(self._gates(params, layout, norms, _rectified), layout)
+        return self._scaled(self._gates(params, layout, norms), layout)
 
     def drawn(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> None:
         """None: the gates of a group, or weights, depend on each other."""
@@ -185,7 +184,7 @@ class DifferentiableSparsification(Method):
 
     def prob_open(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """Each unit's part of the surrogate count; in the competitive form it can exceed 1."""
-        powers = _power(self._gates(params, layout, norms, _rectified), self.p)
+        powers = _power(self._gates(params, layout, norms), self.p)
         if self.form == "independent":
             return powers
         mean = layout.sum(powers) / layout.counts
@@ -193,12 +192,12 @@ class DifferentiableSparsification(Method):
 
     def p_norm(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The regulariser to the letter, ``(sum_i a_i^p)^(1/p)`` of each group with ``a = z / n``: ``(G,)``."""
-        powers = _power(self._gates(params, layout, norms, _rectified), self.p)
+        powers = _power(self._gates(params, layout, norms), self.p)
         return layout.sum(powers) ** (1.0 / self.p) / layout.counts
 
     def fixed(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The gates."""
-        return self._scaled(self._gates(params, layout, norms, _rectified), layout)
+        return self.sample(params, layout, None, norms)
 
     def opened(self, params: Params, layout: Layout, norms: Tensor | None = None) -> Tensor:
         """The smallest open gate of the group, next to which it would have opened, or 1."""
@@ -234,16 +233,14 @@ class DifferentiableSparsification(Method):
         largest = 1.0 / layout.sum((alpha - layout.spread(layout.amax(alpha))).exp())
         beta.copy_(torch.minimum(beta, torch.logit((1.0 - HEADROOM) * largest)))
 
-    def _gates(
-        self, params: Params, layout: Layout, norms: Tensor | None, rectify: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _gates(self, params: Params, layout: Layout, norms: Tensor | None) -> Tensor:
         if self.form == "independent":
             norms = self._required(norms, layout)
             threshold = layout.spread(torch.sigmoid(params["beta"]))
             # Where open, the larger one is the norm; where closed, the threshold keeps the slope finite.
-            return rectify(norms - threshold) / torch.maximum(norms, threshold).clamp(min=SMALLEST)
+            return _rectified(norms - threshold) / torch.maximum(norms, threshold).clamp(min=SMALLEST)
         shares, threshold = self._shares(params, layout)
-        over = rectify(shares - layout.spread(threshold))
+        over = _rectified(shares - layout.spread(threshold))
         return over * layout.spread(layout.counts / layout.sum(over))
 
     def _scaled(self, gates: Tensor, layout: Layout) -> Tensor:

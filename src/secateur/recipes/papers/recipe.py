@@ -168,7 +168,7 @@ class Recipe:
         """
         given = self.methods[method]
         own = {group: settings for group, settings in given.items() if isinstance(settings, Mapping)}
-        return {name: value for name, value in given.items() if name not in {*own, DECAY}}, own
+        return {name: value for name, value in given.items() if name not in own and name != DECAY}, own
 
     def settings(self) -> dict[str, Any]:
         """What is not at its default, as values that JSON can hold, without the choice of methods and points."""
