@@ -1,6 +1,7 @@
 """Secateur trains PyTorch networks to become small: gates, budgets, and exact cutting of what they close."""
 
-from secateur.budgets.budget import Budget, Penalty
+from secateur.budgets.budget import Budget
+from secateur.budgets.penalty import Penalty
 from secateur.compaction.artifact import load, save
 from secateur.compaction.compact import compact, cut_of, mask
 from secateur.errors import BudgetError, CompactionError, GateError, LatencyError, SecateurError, TraceError

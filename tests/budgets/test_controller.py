@@ -15,7 +15,7 @@ from secateur.budgets.budget import Budget
 from secateur.budgets.control import Control
 from secateur.budgets.controller import LEAST_PUSH, Controller
 from secateur.budgets.costs import CostModel
-from secateur.budgets.projection import NEAR
+from secateur.budgets.flips import NEAR
 from secateur.errors import BudgetError
 from secateur.gates import ARM, DifferentiableSparsification, DiffPrune, Gate, HardConcrete, Layout, Method
 from secateur.structure.groups import Axis, Term

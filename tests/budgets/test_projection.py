@@ -12,7 +12,8 @@ from tests.polynomials import Polynomials, chain, convolutional, group
 from torch import Tensor
 
 from secateur.budgets.costs import CostModel, Kind
-from secateur.budgets.projection import FIRST_LOOK, flips, project_onto
+from secateur.budgets.flips import FIRST_LOOK, flips
+from secateur.budgets.projection import project_onto
 from secateur.errors import BudgetError
 from secateur.structure.groups import Axis, Cost, Term
 

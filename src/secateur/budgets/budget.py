@@ -1,24 +1,24 @@
-"""What a user says about size: a penalty's weight, or a budget to end at."""
+"""The size that a user asks for, and the exact landing on it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from secateur.budgets.control import Control
 from secateur.budgets.controller import Controller
-from secateur.budgets.costs import KINDS, CostModel, Kind
+from secateur.budgets.costs import KINDS, NO_LATENCY, CostModel
 from secateur.budgets.parts import Part
 from secateur.budgets.projection import project_onto
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
-__all__ = ["Budget", "Control", "Controller", "Penalty", "PenaltyTerm", "project"]
+__all__ = ["Budget", "project"]
 
 #: What can be said of a part's size, and what is counted then.
 PART_SIZES: Mapping[str, Literal["params", "macs", "units"]] = {
@@ -31,11 +31,6 @@ PART_SIZES: Mapping[str, Literal["params", "macs", "units"]] = {
 UNTOLD_STEPS = 500
 #: Nanoseconds, which a cost counts in, in a millisecond, which users read.
 NANOSECONDS = 1e6
-
-_NO_LATENCY = (
-    "a latency is asked for, and the structure has none; measure it by latency = sc.latency_model(model, structure,"
-    " examples=...) and attach with structure=latency.structure"
-)
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ class Budget:
                 raise BudgetError(f"Budget: {kind} is not counted here; expected CostModel(structure, budget.parts)")
             whole = dense.of(kind)
             if kind == "latency" and not whole:
-                raise BudgetError(f"Budget: {_NO_LATENCY}")
+                raise BudgetError(f"Budget: {NO_LATENCY}")
             found[kind] = math.floor(keep * whole * (1 + 1e-12)) if _is_share(keep) else int(keep)
             if found[kind] > whole:
                 asked, has = f"keep_{kind}={keep}", f"{whole}"
@@ -215,123 +210,6 @@ class Budget:
         }
         of_parts = {part.label: self.per[part.name][f"keep_{part.kind}"] for part in self.parts}
         return {kind: keep for kind, keep in wanted.items() if keep is not None} | of_parts
-
-
-@dataclass(frozen=True)
-class Penalty:
-    r"""A weight times the expected cost, as the papers have it; the size that comes out is found by trial.
-
-    ``"count/N"``: :math:`\frac{\lambda}{N} \sum_g |g| P(z_g \ne 0)`, up to the constant cost of what has no gate, with
-    the loss a mean over examples. ``"density"``: weight times expected over dense cost.
-
-    Args:
-        weight: lambda, >= 0.
-        unit: ``"count/N"`` or ``"density"``.
-        n_examples: N, the number of training examples; needed for ``"count/N"`` only.
-        kind: ``"params"``, ``"macs"`` or ``"latency"`` (nanoseconds, of a `LatencyModel`'s structure).
-
-    Raises:
-        BudgetError: a setting is outside its range, or N is missing or superfluous.
-
-    Example:
-        >>> Penalty(0.1, n_examples=60_000).factor(Cost(params=266_200, macs=266_200))
-        1.6666666666666667e-06
-
-    Reference:
-        Louizos, Welling, Kingma, Learning Sparse Neural Networks through L0 Regularization, ICLR 2018, eq. 4.
-    """
-
-    weight: float
-    unit: Literal["count/N", "density"] = "count/N"
-    n_examples: int | None = None
-    kind: Kind = "params"
-
-    def __post_init__(self) -> None:
-        problems = []
-        if isinstance(self.weight, bool) or not 0.0 <= self.weight < math.inf:
-            problems.append(f"weight={self.weight!r}, expected a finite number of at least 0")
-        if self.unit not in ("count/N", "density"):
-            problems.append(f"unit={self.unit!r}, expected 'count/N' or 'density'")
-        if self.kind not in KINDS:
-            problems.append(f"kind={self.kind!r}, expected one of {', '.join(KINDS)}")
-        if self.unit == "count/N" and not (_is_int(self.n_examples) and self.n_examples >= 1):  # type: ignore[operator]
-            problems.append(f"n_examples={self.n_examples!r}, expected the number of training examples for 'count/N'")
-        if self.unit == "density" and self.n_examples is not None:
-            problems.append(f"n_examples={self.n_examples!r} has no meaning for 'density'; leave it out")
-        if problems:
-            raise BudgetError("Penalty: " + "; ".join(problems))
-
-    def factor(self, dense: Cost) -> float:
-        """What the expected cost is multiplied by."""
-        return self.weight / (self.n_examples if self.n_examples is not None else max(dense.of(self.kind), 1))
-
-    def start(self, costs: CostModel, *, calibrated: bool = True) -> PenaltyTerm:
-        """This penalty for one training.
-
-        Args:
-            costs: what units cost.
-            calibrated: makes no difference: a penalty takes the surrogate for what it is.
-
-        Raises:
-            BudgetError: it weighs a latency of which there is no model.
-        """
-        if self.kind == "latency" and not costs.dense.latency:
-            raise BudgetError(f"Penalty: {_NO_LATENCY}")
-        return PenaltyTerm(costs, self)
-
-
-class PenaltyTerm:
-    """A penalty in one training, with the questions of a `Controller`; its only state is what it displays.
-
-    Args:
-        costs: what units cost.
-        penalty: the weight.
-    """
-
-    def __init__(self, costs: CostModel, penalty: Penalty) -> None:
-        self.costs = costs
-        self.penalty = penalty
-        self.target: dict[str, int] = {}
-        self._factor = penalty.factor(costs.dense)
-        self._costs_now = (costs.dense, costs.dense)
-
-    @property
-    def expected(self) -> Cost:
-        """Expected cost at the last step, rounded."""
-        return self._costs_now[0]
-
-    @property
-    def exact(self) -> Cost:
-        """Cost of the fixed gates at the last step."""
-        return self._costs_now[1]
-
-    def loss(self, prob_open: Tensor, fixed_open: Tensor | None = None, *, task_loss: Tensor | None = None) -> Tensor:
-        """What to add to the task loss; ``prob_open`` is ``(U,)``, the rest is not needed."""
-        return self._factor * self.costs.expected(prob_open, self.penalty.kind)
-
-    @torch.no_grad()
-    def step(
-        self,
-        prob_open: Tensor,
-        fixed_open: Tensor,
-        *,
-        scores: Tensor | Callable[[], Tensor] | None = None,
-        passed: int = 1,
-    ) -> None:
-        """Note the costs, after each optimizer step."""
-        values = self.costs.expected_vector(prob_open).tolist()
-        if not all(math.isfinite(value) for value in values):
-            raise BudgetError(f"PenaltyTerm.step: the expected cost is {values}; the gates' parameters have diverged")
-        self._costs_now = self.costs.cost(values), self.costs.exact(fixed_open)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: a penalty learns nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        if state:
-            raise BudgetError(f"PenaltyTerm: got the state of a budget with {', '.join(state)}; expected none")
 
 
 def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | Mapping[str, int]) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 from secateur.budgets.control import Control
 from secateur.budgets.costs import CostModel
 from secateur.budgets.expectation import Point
+from secateur.budgets.flips import flips, goals, settled
 from secateur.budgets.order import SMALLEST, Order
-from secateur.budgets.projection import flips, goals, settled
 from secateur.budgets.runs import on_host
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost

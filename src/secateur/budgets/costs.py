@@ -30,12 +30,18 @@ from secateur.structure.groups import Cost
 if TYPE_CHECKING:
     from secateur.structure.structure import Structure
 
-__all__ = ["KINDS", "CostModel", "Kind"]
+__all__ = ["KINDS", "NO_LATENCY", "CostModel", "Kind"]
 
 Kind: TypeAlias = Literal["params", "macs", "latency"]
 
 #: What is counted, in the order of every vector of costs, which is that of the fields of `Cost`.
 KINDS: tuple[Kind, ...] = ("params", "macs", "latency")
+
+#: What to say to whom a latency matters where nothing predicts one.
+NO_LATENCY = (
+    "a latency is asked for, and the structure has none; measure it by latency = sc.latency_model(model, structure,"
+    " examples=...) and attach with structure=latency.structure"
+)
 
 #: Patterns of which a cost model remembers the cost.
 KNOWN = 4096

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from secateur.budgets.budget import Budget, Penalty
+from secateur.budgets.budget import Budget
 from secateur.budgets.costs import CostModel
+from secateur.budgets.penalty import Penalty
 from secateur.errors import GateError
 from secateur.gates import Gate, Layout, Method
 from secateur.pruning.activations import module_of

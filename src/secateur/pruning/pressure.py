@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from secateur.budgets.budget import PenaltyTerm
 from secateur.budgets.controller import Controller
+from secateur.budgets.penalty import PenaltyTerm
 from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2, activity
 from secateur.pruning.gateset import GateSet

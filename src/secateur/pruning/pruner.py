@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.budgets.budget import Budget, Controller, PenaltyTerm
+from secateur.budgets.budget import Budget
+from secateur.budgets.controller import Controller
 from secateur.budgets.costs import CostModel
+from secateur.budgets.penalty import PenaltyTerm
 from secateur.compaction.compact import cut_of
 from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2
