@@ -1,9 +1,13 @@
-"""Stand-ins for a structure: the cost polynomials alone, of networks that are counted by hand."""
+"""Stand-ins for a structure: the cost polynomials alone, of networks that are counted by hand; gates for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from secateur.budgets.costs import CostModel
 from secateur.structure.groups import Axis, Frozen, Group, Term
 
 
@@ -56,3 +60,10 @@ def convolutional() -> Polynomials:
         ),
         mac_terms=(Term(27.0 * 64, (0,), "conv1"), Term(9.0 * 64, (0, 1), "conv2"), Term(10.0, (1,), "fc")),
     )
+
+
+def drawn(costs: CostModel, seed: int, opening: float) -> tuple[Tensor, Tensor]:
+    """Scores with ties, and a pattern that follows them group by group as fixed gates do."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.round(torch.randn(costs.total, generator=generator, dtype=torch.float64) * 4) / 4
+    return scores, scores > torch.tensor(scores.tolist()).quantile(1 - opening)

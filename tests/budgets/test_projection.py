@@ -8,24 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.polynomials import Polynomials, chain, convolutional, group
-from torch import Tensor
+from tests.polynomials import Polynomials, chain, convolutional, drawn, group
 
 from secateur.budgets.costs import CostModel, Kind
-from secateur.budgets.flips import FIRST_LOOK, flips
+from secateur.budgets.flips import FIRST_LOOK
 from secateur.budgets.projection import project_onto
 from secateur.errors import BudgetError
 from secateur.structure.groups import Axis, Cost, Term
 
 WIDTHS = st.lists(st.integers(1, 9), min_size=2, max_size=5)
 SHARES = st.floats(0.05, 1.0)
-
-
-def drawn(costs: CostModel, seed: int, opening: float) -> tuple[Tensor, Tensor]:
-    """Scores with ties, and a pattern that follows them group by group as fixed gates do."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.round(torch.randn(costs.total, generator=generator, dtype=torch.float64) * 4) / 4
-    return scores, scores > torch.tensor(scores.tolist()).quantile(1 - opening)
 
 
 def within(cost: Cost, limits: dict[Kind, int]) -> bool:
@@ -82,25 +74,6 @@ def test_slack_spares_flips(widths: list[int], share: float, opening: float, see
         more[unit] = True
         assert not within(costs.exact(more), limits)
     assert torch.equal(project_onto(costs, scores, found, limits, slack), found)
-
-
-@settings(max_examples=60)
-@given(widths=WIDTHS, share=SHARES, opening=SHARES, seed=st.integers(0, 999))
-def test_closing_flips_the_fewest_lowest_scores(widths: list[int], share: float, opening: float, seed: int) -> None:
-    costs = CostModel(chain(widths))
-    scores, is_open = drawn(costs, seed, opening)
-    limits = limits_of(costs, share, macs=False)
-    closed = flips(costs, scores, is_open, limits, limits, closing=True)
-    assert is_open[torch.from_numpy(closed)].all()
-    ordered = scores[torch.from_numpy(closed)]
-    assert (ordered.diff() >= 0).all()
-    costs_on_the_way = []
-    pattern = is_open.clone()
-    for unit in closed.tolist():
-        costs_on_the_way.append(costs.exact(pattern).params)
-        pattern[unit] = False
-    assert all(cost > limits["params"] for cost in costs_on_the_way)
-    assert within(costs.exact(pattern), limits) or not (costs.n_open(pattern) > 1).any()
 
 
 def test_the_lowest_scores_close_first_across_groups() -> None:
