@@ -11,6 +11,8 @@ from tests.gated import DTYPE, ConvNet, conv_net, conv_structure, gate, images, 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import secateur as sc
+from secateur.errors import GateError
 from secateur.gates import ARM, DifferentiableSparsification, DiffPrune, HardConcrete, Method
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import gates_of, live_of, values
@@ -356,3 +358,40 @@ def test_second_derivatives_through_gates_are_refused() -> None:
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+class Mapped(nn.Module):
+    """Two layers that see one example after the other."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.layers)(x)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_layers_that_are_mapped_over_examples_train_as_layers_that_are_not(method: Method) -> None:
+    layers = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    x = torch.randn(5, 3, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
+    found = []
+    for net in (Mapped(copy.deepcopy(layers)), copy.deepcopy(layers)):
+        pruner = sc.attach(net, examples=(x,), method=method, seed=1)
+        pruner.loss(lambda net=net: net(x).square().mean()).backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(found[0]) > 4
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_model_whose_gates_are_drawn_is_not_transformed_itself() -> None:
+    net, _ = mlp()
+    x = torch.randn(4, 3, dtype=DTYPE)
+    with pytest.raises(GateError, match="map layers inside the model's forward, or bring it to evaluation mode"):
+        torch.vmap(net)(x)
+    with pytest.raises(GateError, match="map layers inside"):
+        torch.func.jacrev(net)(x)
+    assert net(x).requires_grad
+    net.eval()
+    torch.testing.assert_close(torch.vmap(net)(x), net(x))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from secateur.errors import GateError
 from secateur.gates.gate import Gate, Pull
 from secateur.pruning.gateset import GateSet, Norms, extended
 
@@ -117,6 +118,7 @@ class Draw:
         if self._kept is None or not torch.is_grad_enabled():
             return self.values
         if self._attached is None:
+            _check_untransformed()
             kept = self._kept
             self._attached = _Through.apply(kept, self.values, *kept.sources)  # type: ignore[no-untyped-call]
         return self._attached
@@ -124,6 +126,7 @@ class Draw:
     @classmethod
     def make(cls, gates: GateSet, generator: torch.Generator) -> Draw:
         """Draw every gate once."""
+        _check_untransformed()
         batch = [number not in gates.per_example for number in range(len(gates.rules))]
         noise = [gate.draw_noise(generator) if one else None for (gate, _), one in zip(gates, batch, strict=True)]
         return cls.of(gates, noise)
@@ -182,6 +185,16 @@ class Draw:
         """Whether all gates of both have the same values."""
         return torch.equal(self.values, other.values) and all(
             torch.equal(one.values, other.by_example[key].values) for key, one in self.by_example.items()
+        )
+
+
+def _check_untransformed() -> None:
+    """A draw is of one forward pass of a whole batch; torch.func would repeat it, or differentiate it its own way."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise GateError(
+            "gates are drawn within torch.vmap or another transform of torch.func, expected a call of the whole model"
+            " outside of it; map layers inside the model's forward, or bring it to evaluation mode, where gates are"
+            " fixed"
         )
 
 

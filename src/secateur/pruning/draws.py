@@ -184,6 +184,8 @@ def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         live.example = _noted(args, kwargs)
     if not live.held:
         live.draw, live.replay = Draw.make(gates, live.generator), None
+    if live.draw is not None and not torch.compiler.is_compiling():
+        live.draw.read()  # here, for what ties it to its parameters cannot be made where layers are mapped
     if live.narrowing is not None and live.draw is not None and not torch.compiler.is_compiling():
         live.narrowing.begin(live.draw)
 
