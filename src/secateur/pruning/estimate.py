@@ -59,12 +59,17 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit
         credit: ``"all"`` or ``"group"``.
 
     Raises:
-        GateError: the closure gives no scalar, or a number that is not finite; ``draws`` is under 1; or credit by group
-            is asked for where no gate can have it. Gates, draws, buffers and random states are then as they were before
-            the call.
+        GateError: the closure is no function, or gives no scalar, or a number that is not finite; ``draws`` is under 1;
+            or credit by group is asked for where no gate can have it. Gates, draws, buffers and random states are then
+            as they were before the call.
     """
     if isinstance(draws, bool) or draws < 1:
         raise GateError(f"draws={draws!r}; expected at least 1, the number of draws that an estimate is the mean of")
+    if not callable(closure):
+        raise GateError(
+            f"loss: got a {type(closure).__name__}, expected a function without arguments that runs the model, as in"
+            " pruner.loss(lambda: criterion(model(x), y))"
+        )
     gates = gates_of(model)
     if credit not in ("all", "group"):
         raise GateError(f"credit={credit!r}, expected 'all' or 'group'")

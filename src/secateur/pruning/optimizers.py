@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import GateError
 
-__all__ = ["GATE_RATE", "check_groups", "groups_in_use", "living", "optimizers_of", "parameter_groups"]
+__all__ = ["GATE_RATE", "Groups", "check_groups", "groups_in_use", "living", "optimizers_of", "parameter_groups"]
 
 #: The gates' rate as a multiple of the weights'. Gates must travel several units of log-odds in one training, weights
 #: only fractions of their size; 20 is what carried the MNIST networks to their budgets under Adam.
@@ -65,7 +65,7 @@ def check_groups(groups: Groups, gates: Sequence[nn.Parameter]) -> None:
         warnings.warn(
             "gates share an optimizer group with weights, and so their rate; gates need a larger one. For groups of"
             f" their own, {advice}",
-            stacklevel=3,
+            stacklevel=4,  # where the pruner was called
         )
 
 

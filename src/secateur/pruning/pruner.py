@@ -28,7 +28,8 @@ from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, p
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.landing import Landing
 from secateur.pruning.loading import refuse_dense_keys
-from secateur.pruning.optimizers import check_groups, groups_in_use, parameter_groups
+from secateur.pruning.loop import Loop
+from secateur.pruning.optimizers import parameter_groups
 from secateur.pruning.outputs import multipliers
 from secateur.pruning.placement import strip
 from secateur.pruning.pressure import Pressure
@@ -78,7 +79,7 @@ class Pruner:
         self._removal = Removal(units)
         self.conditional = Conditional(conditional, units, self._removal)
         self._landing = Landing(units, costs, self._scores)
-        self._checked = False
+        self._loop = Loop(controller is not None)
 
     @property
     def model(self) -> nn.Module:
@@ -133,8 +134,7 @@ class Pruner:
         Raises:
             GateError: with what to do.
         """
-        self._checked = True
-        check_groups(optimizer.param_groups, self._trained())
+        self._loop.check(optimizer.param_groups, self._trained())
 
     def loss(self, closure: Closure, scale: float = 1.0, draws: int = 1, credit: Credit = "all") -> Tensor:
         """Run the model and return one scalar whose backward is right for every gate: task loss plus pressure.
@@ -148,9 +148,11 @@ class Pruner:
                 units with the others' draws kept, which takes the others' noise out of its estimate.
 
         Raises:
-            GateError: the closure returns no finite scalar; gates, draws, buffers and random states are unchanged then.
+            GateError: the closure is none, or returns no finite scalar; gates, draws, buffers and random states are
+                unchanged then.
         """
         model = self.model
+        self._loop.lost(self.gates.training)
         task = self.conditional.run(model, closure, lambda: task_loss(model, closure, draws, credit))
         pressure = self._pressure.loss(model, self.gates, task.detach() if self.gates.training else None)
         total = task if pressure is None else task + pressure.to(task.device)
@@ -173,6 +175,7 @@ class Pruner:
                 f"gates with the estimator {', '.join(sorted(needed))} get the task's gradient only from"
                 " pruner.loss(closure); use it instead of adding pruner.penalty()"
             )
+        self._loop.lost(self.gates.training)
         pressure = self._pressure.loss(self.model, self.gates)
         return torch.zeros((), device=self.gates.device) if pressure is None else pressure
 
@@ -186,10 +189,7 @@ class Pruner:
         """
         gates = self.gates
         gates.pinned = None
-        if not self._checked:
-            self._checked = True
-            if groups := groups_in_use(list(self.model.parameters())):
-                check_groups(groups, self._trained())
+        self._loop.stepped(self.model, self._trained())
         gates.constrain_()
         self._pressure.step(gates)
 
@@ -280,6 +280,7 @@ class Pruner:
             BudgetError: the budget is out of reach.
         """
         model, gates, units = self.model, self.gates, self._units
+        self._loop.ended()
         calls = self._proof_examples(examples)
         before = gates.pinned
         was_open = units.open(gates.fixed()).cpu()
