@@ -44,3 +44,19 @@ def test_the_hidden_layer_has_a_bound_of_its_own_but_where_nothing_steers_to_it(
     }
     pruner = pruner_of("mnist-lenet5", "ours", "magnitude")
     assert torch.equal(pruner.gates.prob_open(), torch.ones(sum(group.size for group in pruner.groups)))
+
+
+def test_magnitude_pruning_ends_within_its_budget_where_inputs_are_chosen_with_their_maps():
+    recipe = recipe_of("mnist-lenet5", "ours")
+    job = Job(recipe, "magnitude", recipe.points[0], 0)
+    net = fresh(recipe.net, 0)
+    maps = torch.logspace(0, 3, net.conv2.out_channels)
+    with torch.no_grad():
+        net.conv2.weight.normal_().mul_(maps[:, None, None, None])
+        net.fc1.weight.normal_().mul_(maps.repeat_interleave(net.fc1.in_features // len(maps)))
+    pruner = attached(job, net, squares((1, 28, 28), n=120, n_test=20))
+    budget = job.budget(job.phase("gated").steps(120))
+    for _ in range(sum(budget.schedule)):
+        pruner.gates.constrain_()
+    (limit,) = budget.targets(pruner.costs.dense).values()
+    assert 0.9 * limit <= pruner.exact.params <= limit

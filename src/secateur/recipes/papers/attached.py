@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import secateur as sc
@@ -57,21 +58,18 @@ def _rules(
 def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, float | int]:
     """The schedule of magnitude pruning that ends near the budget: the same share of every group closes.
 
-    The share is the one at which the network meets the budget with its first weights; what the last ones make of it is
-    for the projection at the end.
+    The share is the one at which the network meets the budget where single inputs lie in feature maps that are open, as
+    most do that have the largest weights after a training; what differs is for the projection at the end.
     """
     budget = job.budget(job.phase("gated").steps(n))
     assert budget is not None  # it has no paper recipe
-    rules = _rules(job.recipe, "magnitude", {}, {})
-    pruner = sc.attach(copy.deepcopy(model), examples=(example,), gates=rules)
-    limits = budget.targets(pruner.costs.dense)
+    costs = sc.attach(copy.deepcopy(model), examples=(example,), gates=_rules(job.recipe, "magnitude", {}, {})).costs
+    limits = budget.targets(costs.dense)
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2
-        for gate, _ in pruner.gates:
-            gate.method = sc.Magnitude(final_closed=share, steps=1)
-            gate.constrain_()
-        fits = all(pruner.exact.of(kind) <= limit for kind, limit in limits.items())
+        cost = costs.exact(torch.cat([torch.arange(size) >= int(share * size) for size in costs.sizes]))
+        fits = all(cost.of(kind) <= limit for kind, limit in limits.items())
         low, high = (low, share) if fits else (share, high)
     hold, ramp = budget.schedule
     return {"final_closed": high, "start": hold, "steps": max(1, ramp)}
