@@ -221,6 +221,7 @@ class TestUse:
                 parameter.add_(3 * torch.randn_like(parameter))
         pruner.backward(lambda: net(x).square().mean())
         assert all(parameter.grad is not None for parameter in pruner.gates.parameters())
+        pruner.step()
         expected = net.eval()(x)
         small, report = pruner.finalize()
         torch.testing.assert_close(small(x), expected, rtol=0, atol=1e-12)
