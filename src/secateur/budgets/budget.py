@@ -232,7 +232,7 @@ def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | 
     if isinstance(budget, Budget):
         limits = feasible(costs, budget.targets(costs.dense))
         now = costs.exact(is_open)
-        if not budget.equality and all(now.of(kind) <= limit for kind, limit in limits.items()):
+        if not budget.equality and now.within(limits):
             return is_open.detach().to("cpu", torch.bool).clone()
         return project_onto(costs, scores, is_open, limits, budget.slack)
     return project_onto(costs, scores, is_open, feasible(costs, budget))

@@ -20,6 +20,7 @@ from secateur.budgets.expectation import Point
 from secateur.budgets.flips import flips, goals, settled
 from secateur.budgets.order import SMALLEST, Order
 from secateur.budgets.runs import on_host
+from secateur.budgets.seen import Seen
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
@@ -37,7 +38,7 @@ LARGEST_UNTOLD = 1e6
 LEAST_SCALE = 0.01
 
 
-class Controller:
+class Controller(Seen):
     r"""Brings the cost of the gates to a target while they train.
 
     With the expected cost :math:`c_k`, the cost :math:`f_k` of the fixed gates, and a reference :math:`r_k(t)` that is
@@ -93,7 +94,7 @@ class Controller:
         control: Control | None = None,
         calibrated: bool = True,
     ) -> None:
-        self.costs = costs
+        super().__init__(costs)
         self.target: dict[str, int] = dict(targets)
         self.control = control or Control()
         self.hold, self.ramp, self.equality, self.calibrated = hold, ramp, equality, calibrated
@@ -110,18 +111,7 @@ class Controller:
         self._peak = 0.0
         self._losses: list[float] = []
         self._weights: NDArray[Any] | None = None
-        self._costs_now = (costs.dense, costs.dense)
         self._point: tuple[NDArray[Any], Point] | None = None
-
-    @property
-    def expected(self) -> Cost:
-        """Expected cost at the last step, rounded."""
-        return self._costs_now[0]
-
-    @property
-    def exact(self) -> Cost:
-        """Cost of the fixed gates at the last step."""
-        return self._costs_now[1]
 
     def reference(self, kind: str) -> float:
         """What the cost of that kind is steered to now: the target at the end of the schedule."""

@@ -129,8 +129,7 @@ def _one_by_one(
     counts, chosen = n_open.copy(), list[int]()
 
     def fits() -> bool:
-        cost = costs.cut(counts)
-        return all(cost.of(kind) <= limit for kind, limit in limits.items())
+        return costs.cut(counts).within(limits)
 
     if closing and fits():
         return np.zeros(0, dtype=np.int64)

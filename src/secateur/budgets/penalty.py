@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.budgets.costs import KINDS, NO_LATENCY, CostModel, Kind
+from secateur.budgets.seen import Seen
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
@@ -81,7 +82,7 @@ class Penalty:
         return PenaltyTerm(costs, self)
 
 
-class PenaltyTerm:
+class PenaltyTerm(Seen):
     """A penalty in one training, with the questions of a `Controller`; its only state is what it displays.
 
     Args:
@@ -90,21 +91,10 @@ class PenaltyTerm:
     """
 
     def __init__(self, costs: CostModel, penalty: Penalty) -> None:
-        self.costs = costs
+        super().__init__(costs)
         self.penalty = penalty
         self.target: dict[str, int] = {}
         self._factor = penalty.factor(costs.dense)
-        self._costs_now = (costs.dense, costs.dense)
-
-    @property
-    def expected(self) -> Cost:
-        """Expected cost at the last step, rounded."""
-        return self._costs_now[0]
-
-    @property
-    def exact(self) -> Cost:
-        """Cost of the fixed gates at the last step."""
-        return self._costs_now[1]
 
     def loss(self, prob_open: Tensor, fixed_open: Tensor | None = None, *, task_loss: Tensor | None = None) -> Tensor:
         """What to add to the task loss; ``prob_open`` is ``(U,)``, the rest is not needed."""

@@ -141,6 +141,11 @@ class GateSet(nn.Module):
         """The estimators that the gates' methods need."""
         return frozenset(gate.method.estimator for gate, _ in self)
 
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """The gates' parameters that take a gradient."""
+        return tuple(parameter for parameter in self.parameters() if parameter.requires_grad)
+
     def prob_open(self) -> Tensor:
         """Open chance of every unit ``(U,)``, differentiable."""
         return self._of_left(self._joined("prob_open"))

@@ -80,8 +80,7 @@ class Landing:
         return all(cost.of(kind) >= limit for kind, limit in limits.items())
 
     def _fits(self, is_open: Tensor, limits: Mapping[str, int], round_to: int) -> bool:
-        cost = self.costs.exact(self.units.stays(is_open, round_to))
-        return all(cost.of(kind) <= limit for kind, limit in limits.items())
+        return self.costs.exact(self.units.stays(is_open, round_to)).within(limits)
 
     def _within(self, budget: Budget | Mapping[str, int], is_open: Tensor) -> Tensor:
         """The pattern within a budget that flips few units, consistent: no input is open whose owner is closed."""
@@ -102,7 +101,7 @@ class Landing:
         """
         limits = budget.targets(self.costs.dense) if isinstance(budget, Budget) else budget
         units, now, best = self.units, self.costs.exact(is_open), is_open
-        if not units.has_weights or all(now.of(kind) <= limit for kind, limit in limits.items()):
+        if not units.has_weights or now.within(limits):
             return is_open
         order = self.scores(is_open)
         low, high = 0.0, 1.0
@@ -110,8 +109,7 @@ class Landing:
             share = (low + high) / 2
             looser = {k: limit + int(share * max(now.of(k) - limit, 0)) for k, limit in limits.items()}
             found = units.open(units.gates(project(self.costs, order, is_open, looser)).float())
-            cost = self.costs.exact(found)
-            if all(cost.of(kind) <= limit for kind, limit in limits.items()):
+            if self.costs.exact(found).within(limits):
                 low, best = share, found
             else:
                 high = share

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from secateur.pruning.gateset import GateSet
 from secateur.pruning.optimizers import Groups, check_groups, groups_in_use
 
 __all__ = ["Loop"]
@@ -35,18 +35,18 @@ class Loop:
                 " call model.train(), and put only those layers into evaluation mode that are to stay as they are"
             )
 
-    def check(self, groups: Groups, gates: Sequence[nn.Parameter]) -> None:
+    def check(self, groups: Groups, gates: GateSet) -> None:
         """Look at the groups of the optimizers in use; see `check_groups`."""
         self._checked = True
-        check_groups(groups, gates)
+        check_groups(groups, gates.trained)
 
-    def stepped(self, model: nn.Module, gates: Sequence[nn.Parameter]) -> None:
+    def stepped(self, model: nn.Module, gates: GateSet) -> None:
         """An optimizer step was reported; the first one shows which optimizers there are."""
         self._steps += 1
         if not self._checked:
             self._checked = True
             if groups := groups_in_use(list(model.parameters())):  # others than torch's are not seen
-                check_groups(groups, gates)
+                check_groups(groups, gates.trained)
         if self._steered and not self._losses:
             self._say(
                 "pruner.step() was called and no loss was asked for: the budget or penalty is not part of what is"

@@ -139,7 +139,7 @@ class Pressure:
         """
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
-        held, sources = state["held"], _trained(gates)
+        held, sources = state["held"], gates.trained
         self._waited = int(state["waited"])
         self._held = None
         if held is not None:
@@ -155,14 +155,10 @@ class Pressure:
         term = self.controller.loss(self._units.chances(gates.prob_open()), task_loss=task_loss)
         if not term.requires_grad or self.between(gates) == 1:
             return term
-        sources = _trained(gates)
+        sources = gates.trained
         grads = torch.autograd.grad(term, sources, materialize_grads=True)
         self._held = _Held(term.detach(), sources, grads)
         return _Again.apply(self._held, *sources)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _trained(gates: GateSet) -> tuple[Tensor, ...]:
-    return tuple(parameter for parameter in gates.parameters() if parameter.requires_grad)
 
 
 class _Again(torch.autograd.Function):

@@ -134,7 +134,7 @@ class Pruner:
         Raises:
             GateError: with what to do.
         """
-        self._loop.check(optimizer.param_groups, self._trained())
+        self._loop.check(optimizer.param_groups, self.gates)
 
     def loss(self, closure: Closure, scale: float = 1.0, draws: int = 1, credit: Credit = "all") -> Tensor:
         """Run the model and return one scalar whose backward is right for every gate: task loss plus pressure.
@@ -189,7 +189,7 @@ class Pruner:
         """
         gates = self.gates
         gates.pinned = None
-        self._loop.stepped(self.model, self._trained())
+        self._loop.stepped(self.model, gates)
         gates.constrain_()
         self._pressure.step(gates)
 
@@ -378,9 +378,6 @@ class Pruner:
 
     def _live(self) -> Live:
         return live_of(self.gates)
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.gates.parameters() if parameter.requires_grad]
 
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:

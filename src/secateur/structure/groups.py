@@ -182,6 +182,10 @@ class Cost:
         number: int = getattr(self, what)
         return number
 
+    def within(self, limits: Mapping[str, int]) -> bool:
+        """Whether every number that has a limit is at most it."""
+        return all(self.of(what) <= limit for what, limit in limits.items())
+
     def __repr__(self) -> str:
         latency = f", latency={self.latency}" if self.latency else ""
         return f"Cost(params={self.params}, macs={self.macs}{latency})"

@@ -69,7 +69,6 @@ def _closing(job: Job, model: nn.Module, example: Tensor, n: int) -> dict[str, f
     for _ in range(HALVINGS):
         share = (low + high) / 2
         cost = costs.exact(torch.cat([torch.arange(size) >= int(share * size) for size in costs.sizes]))
-        fits = all(cost.of(kind) <= limit for kind, limit in limits.items())
-        low, high = (low, share) if fits else (share, high)
+        low, high = (low, share) if cost.within(limits) else (share, high)
     hold, ramp = budget.schedule
     return {"final_closed": high, "start": hold, "steps": max(1, ramp)}
