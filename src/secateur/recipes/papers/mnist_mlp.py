@@ -26,11 +26,12 @@ PAPER = Recipe(
     weight_decay=5e-4,
 )
 
-#: Whatever reaches the size with the least error, within 60 epochs.
+#: Whatever reaches the size with the least error, within 60 epochs. After the cut the weights learn at six times the usual
+#: rate, and decay; as fast while gates train, other pixels stay, and the error after the cut is the same.
 OURS = Recipe(
     experiment="mnist-mlp",
     name="ours",
-    version=2,
+    version=3,
     data="mnist",
     net="lenet-300-100",
     methods={
@@ -45,10 +46,10 @@ OURS = Recipe(
         "magnitude": {},
     },
     points=(Point(keep_params=0.0985), Point(keep_params=0.066)),
-    dense=Phase("dense", 60, batch=128, lr=1e-3, fused=True),
+    dense=Phase("dense", 60, batch=128, lr=3e-3, weight_decay=0.05, fused=True),
     gated=Phase("gated", 30, batch=128, lr=1e-3, gate_lr=0.02, fused=True, checks=30),
-    tuned=Phase("tuned", 30, batch=64, lr=1.5e-3, fused=True),
+    tuned=Phase("tuned", 30, batch=64, lr=6e-3, weight_decay=0.05, fused=True),
     dropout={"fc1": 0.2, "fc2": 0.3, "fc3": 0.2},
-    noise={"fc1": 0.1},
+    noise={"fc1": 0.05},
     distillation=Distillation(temperature=2.0, share=0.9),
 )
