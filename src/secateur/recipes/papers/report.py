@@ -14,6 +14,7 @@ from secateur.recipes.papers.experiments import EXPERIMENTS
 from secateur.recipes.papers.published import BESIDE_DENSE, PUBLISHED, READING_MARGIN, READINGS, TARGETS, Target
 from secateur.recipes.papers.recipe import Job, Recipe
 from secateur.recipes.papers.result import Result, is_of, read_result
+from secateur.recipes.train import Phase
 
 __all__ = ["Row", "collected", "one_line", "page_of", "rows_of"]
 
@@ -178,7 +179,7 @@ def _settings(own: Mapping[str, Any]) -> str:
 
 def _described(recipe: Recipe) -> str:
     phases = [("dense", recipe.dense), ("with gates", recipe.gated), ("after the cut", recipe.tuned)]
-    parts = [f"{phase.epochs} epochs {name}" for name, phase in phases if phase is not None]
+    parts = [f"{phase.epochs} epochs {name} ({_rates(phase)})" for name, phase in phases if phase is not None]
     if recipe.distillation is not None:
         taught = recipe.distillation
         parts.append(f"learns from the dense network at temperature {taught.temperature:g}, share {taught.share:g}")
@@ -192,6 +193,12 @@ def _described(recipe: Recipe) -> str:
     if recipe.gated.average:
         parts.append(f"parameters averaged with a memory of {recipe.gated.average:g}")
     return ", ".join(parts)
+
+
+def _rates(phase: Phase) -> str:
+    """What the weights learn by."""
+    decay = f", decay {phase.weight_decay:g}" if phase.weight_decay else ""
+    return f"{phase.optimizer} at {phase.lr:g}, batch {phase.batch}{decay}"
 
 
 def _table(rows: Sequence[Row], experiment: str) -> list[str]:
