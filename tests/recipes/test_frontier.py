@@ -173,7 +173,7 @@ def test_wrong_settings_are_refused(tmp_path: Path, settings: dict[str, Any], me
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--budgets", "0.5,half"], "--budgets '0.5,half': expected numbers with commas between"),
+        (["--budgets", "0.5,half"], "--budgets '0.5,half': expected numbers with commas between, such as 0.5,0.1"),
         (["--seeds", "a"], "--seeds 'a': expected whole numbers"),
         (["--jobs", "0"], "--jobs 0; expected at least 1"),
         (["--epochs", "0"], "epochs=0; expected at least 2"),
