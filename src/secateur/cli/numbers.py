@@ -29,8 +29,5 @@ def numbers(text: str, option: str, kind: type[N]) -> tuple[N, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        expected = {
-            "int": "whole numbers with commas between, such as 1,2",
-            "float": "numbers with commas between, such as 0.5,0.1",
-        }
-        raise SecateurError(f"{option} {text!r}: expected {expected[kind.__name__]}") from None
+        expected, example = {"int": ("whole numbers", "1,2"), "float": ("numbers", "0.5,0.1")}[kind.__name__]
+        raise SecateurError(f"{option} {text!r}: expected {expected} with commas between, such as {example}") from None

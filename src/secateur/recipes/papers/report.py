@@ -179,7 +179,7 @@ def _settings(own: Mapping[str, Any]) -> str:
 
 def _described(recipe: Recipe) -> str:
     phases = [("dense", recipe.dense), ("with gates", recipe.gated), ("after the cut", recipe.tuned)]
-    parts = [f"{phase.epochs} epochs {name} ({_rates(phase)})" for name, phase in phases if phase is not None]
+    parts = [f"{phase.epochs} epochs {name} ({_learned(phase)})" for name, phase in phases if phase is not None]
     if recipe.distillation is not None:
         taught = recipe.distillation
         parts.append(f"learns from the dense network at temperature {taught.temperature:g}, share {taught.share:g}")
@@ -195,8 +195,8 @@ def _described(recipe: Recipe) -> str:
     return ", ".join(parts)
 
 
-def _rates(phase: Phase) -> str:
-    """What the weights learn by."""
+def _learned(phase: Phase) -> str:
+    """How the weights learn."""
     decay = f", decay {phase.weight_decay:g}" if phase.weight_decay else ""
     return f"{phase.optimizer} at {phase.lr:g}, batch {phase.batch}{decay}"
 
