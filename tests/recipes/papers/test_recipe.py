@@ -1,5 +1,6 @@
 """Recipes, points and jobs: what is refused, and what the names say."""
 
+import dataclasses
 import json
 import math
 
@@ -57,6 +58,39 @@ def test_drop_rates_become_the_open_chances_of_their_log_alpha(drop_rate: float)
 def test_points_are_named_by_what_they_ask_for():
     names = [Point(keep_params=0.1).name, Point(keep_macs=0.5).name, Point(lambdas=(10.0, 0.5)).name]
     assert names == ["params0.1", "macs0.5", "lambda10-0.5"]
+
+
+@pytest.mark.parametrize(
+    "point", [Point(keep_params=0.00505), Point(keep_macs=1.0), Point(lambdas=(0.1,)), Point(lambdas=(1e-5, 10.0, 0.0))]
+)
+def test_a_point_is_found_by_its_name(point: Point):
+    assert Point.named(point.name) == point
+
+
+@pytest.mark.parametrize("name", ["", "params", "params0.1-0.2", "lambda", "lambda0.1-", "bytes0.1", "params2", "0.1"])
+def test_names_of_no_point_are_refused(name: str):
+    with pytest.raises(SecateurError, match=r"names no point|expected a share"):
+        Point.named(name)
+
+
+def test_settings_of_small_sizes_are_those_of_the_least_share_that_holds_it():
+    recipe = dataclasses.replace(
+        recipe_of("mnist-mlp", "ours"), smaller={0.05: {"hold": 0.2, "ramp": 0.7}, 0.01: {"hold": 0.3}}
+    )
+    shares = {0.06: (0.1, 0.5), 0.05: (0.2, 0.7), 0.02: (0.2, 0.7), 0.01: (0.3, 0.5)}
+    for share, schedule in shares.items():
+        job = Job(recipe, "arm", Point(keep_params=share), 0)
+        assert (job.recipe.hold, job.recipe.ramp) == schedule
+        assert "smaller" not in job.recipe.settings()
+        assert Job(job.recipe, "arm", job.point, 0).recipe.settings() == job.recipe.settings()
+    paper = dataclasses.replace(recipe_of("mnist-mlp", "paper"), smaller={0.05: {"hold": 0.2}})
+    assert paper.at(paper.points[0]).hold == paper.hold
+
+
+@pytest.mark.parametrize("name", ["dense", "net", "version", "label_smoothing", "smaller", "hole"])
+def test_what_all_sizes_share_cannot_differ_by_size(name: str):
+    with pytest.raises(SecateurError, match=f"{name} must be the same for all sizes; what may differ: distillation, "):
+        dataclasses.replace(recipe_of("mnist-mlp", "ours"), smaller={0.05: {name: 0, "hold": 0.2}})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from tests.recipes.papers.test_result import made
 
 from secateur.recipes.papers.experiments import recipe_of
 from secateur.recipes.papers.picture import picture
+from secateur.recipes.papers.recipe import Point
 from secateur.recipes.papers.report import collected, one_line, page_of, rows_of
 from secateur.recipes.papers.result import Error, write_result
 
@@ -67,6 +68,25 @@ def test_residual_networks_are_held_against_the_dense_one(error: float, verdict:
     errors = {"dense": Error(8.0, 7.9), "final": Error(error, error), "scratch": Error(9.0, 8.9)}
     page = page_of([made(**changes, **sizes, errors=errors)], [], "x.svg")
     assert f"arm: {error:.2f}% and 8.00% | {verdict} |" in page
+
+
+def test_what_differs_by_size_is_said_and_its_records_are_held_against_it(tmp_path: Path):
+    recipe = recipe_of("mnist-lenet5", "ours")
+    big, small = (Point(keep_params=share) for share in (0.0138, 0.00505))
+    for seed, point, schedule in ((0, big, big), (1, small, small), (2, small, big), (3, big, small)):
+        changes = {"experiment": "mnist-lenet5", "version": recipe.version, "kept": (6, 8, 54, 10)}
+        changes |= {"point": point.name, "schedule": recipe.at(schedule).settings()}
+        write_result(
+            tmp_path / f"{seed}.json", made("diffprune", seed, settings=dict(recipe.methods["diffprune"]), **changes)
+        )
+    found, notes = collected(tmp_path)
+    assert [result.seed for result in found] == [0, 1]
+    assert [note[:6] for note in notes] == ["2.json", "3.json"]
+    assert all("other settings" in note for note in notes)
+    page = page_of(found, notes, "x.svg")
+    taught = recipe.at(small).distillation
+    said = f"learns from the dense network at temperature {taught.temperature:g}, share {taught.share:g}"
+    assert f"  Where {max(recipe.smaller):.2%} or less is to stay: {said}, " in page
 
 
 def test_records_of_other_versions_are_said_and_left_out(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,8 @@ __all__ = ["Distillation", "Job", "Point", "Recipe", "opened"]
 
 #: Difference between the logit of a hard concrete gate's open chance and its log alpha: 2/3 ln 11.
 OPEN_SHIFT = 2 / 3 * math.log(11)
+#: Fields of a recipe that may depend on the size: the dense network, which all sizes share, knows nothing of them.
+OF_A_SIZE = frozenset({"gated", "tuned", "noise", "distillation", "hold", "ramp", "per"})
 #: The name, among a method's settings, of what is not the gates' but the weights'.
 DECAY = "weight_decay"
 
@@ -78,6 +81,34 @@ class Point:
             return "lambda" + "-".join(f"{weight:g}" for weight in self.lambdas)
         return f"params{self.keep_params:g}" if self.keep_params is not None else f"macs{self.keep_macs:g}"
 
+    @property
+    def share(self) -> float | None:
+        """How much of the dense cost is to stay, in (0, 1]; None where lambdas say it."""
+        return self.keep_macs if self.keep_params is None else self.keep_params
+
+    @classmethod
+    def named(cls, name: str) -> Point:
+        """The point that has this name.
+
+        Raises:
+            SecateurError: no point has it.
+
+        Example:
+            >>> Point.named("lambda0.1-1e-05")
+            Point(keep_params=None, keep_macs=None, lambdas=(0.1, 1e-05))
+        """
+        kind = next((kind for kind in ("params", "macs", "lambda") if name.startswith(kind)), "")
+        try:
+            # Not at the minus of an exponent.
+            values = [float(number) for number in re.split(r"(?<!e)-", name.removeprefix(kind))]
+        except ValueError:
+            values = []
+        if kind == "lambda" and values:
+            return cls(lambdas=tuple(values))
+        if kind and len(values) == 1:
+            return cls(keep_params=values[0]) if kind == "params" else cls(keep_macs=values[0])
+        raise SecateurError(f"{name!r} names no point; expected such as params0.1, macs0.5 or lambda0.1-0.3")
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -128,6 +159,10 @@ class Recipe:
         per: sizes of single parts besides, as in `secateur.Budget`, where the gates follow a budget.
         weight_decay: L2 of the gated layers' weights, each unit's weighted by its open chance; the papers' penalty.
         half: whether forward passes run in bfloat16 where torch thinks it safe.
+        smaller: by the share of the dense cost, fields that are others where this or less is to stay; see `at`.
+
+    Raises:
+        SecateurError: what sizes have in common is another one where less is to stay.
     """
 
     experiment: str
@@ -152,6 +187,20 @@ class Recipe:
     per: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     weight_decay: float = 0.0
     half: bool = False
+    smaller: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if problems := {name for own in self.smaller.values() for name in own} - OF_A_SIZE:
+            raise SecateurError(
+                f"{self.experiment}, recipe {self.name!r}: {', '.join(sorted(problems))} must be the same for all"
+                f" sizes; what may differ: {', '.join(sorted(OF_A_SIZE))}"
+            )
+
+    def at(self, point: Point) -> Recipe:
+        """The recipe as it is for one size: with the fields of the least share in ``smaller`` that is no less."""
+        share = math.inf if point.share is None else point.share
+        own = next((own for limit, own in sorted(self.smaller.items()) if share <= limit), {})
+        return dataclasses.replace(self, **own)
 
     @property
     def epochs(self) -> int:
@@ -172,7 +221,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What is not at its default, as values that JSON can hold, without the choice of methods and points."""
-        content = beyond_defaults(self)
+        content = beyond_defaults(dataclasses.replace(self, smaller={}))
         del content["points"], content["methods"]
         plain: dict[str, Any] = json.loads(json.dumps(content))
         return plain
@@ -191,7 +240,7 @@ class Job:
     """One run: a recipe with one method, at one point, from one seed.
 
     Args:
-        recipe: the experiment.
+        recipe: the experiment; of what differs by size, this job has that of its own.
         method: a name in the recipe's ``methods``.
         point: the size.
         seed: of initial weights, order of examples, gates and all else that is drawn.
@@ -209,7 +258,8 @@ class Job:
     validated: bool = False
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
+        recipe = self.recipe.at(self.point)
+        object.__setattr__(self, "recipe", recipe)
         where = f"{recipe.experiment}, recipe {recipe.name!r}"
         problems = []
         if self.method not in recipe.methods:

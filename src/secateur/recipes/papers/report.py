@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from secateur.recipes.networks import network
 from secateur.recipes.papers.experiments import EXPERIMENTS
 from secateur.recipes.papers.published import BESIDE_DENSE, PUBLISHED, READING_MARGIN, READINGS, TARGETS, Target
-from secateur.recipes.papers.recipe import Job, Recipe
+from secateur.recipes.papers.recipe import Job, Point, Recipe
 from secateur.recipes.papers.result import Result, is_of, read_result
 from secateur.recipes.train import Phase
 
@@ -101,7 +102,7 @@ def _other(result: Result) -> str:
     recipe = EXPERIMENTS.get(result.experiment, {}).get(result.recipe)
     if recipe is None or result.method not in recipe.methods:
         return f"the recipe {result.recipe!r} of {result.experiment!r} with {result.method}, which there is no more"
-    return is_of(result, Job(recipe, result.method, recipe.points[0], result.seed))
+    return is_of(result, Job(recipe, result.method, Point.named(result.point), result.seed))
 
 
 def rows_of(results: Iterable[Result], experiment: str) -> list[Row]:
@@ -160,7 +161,11 @@ def _recipes(rows: Sequence[Row]) -> list[str]:
     lines = []
     for name in dict.fromkeys(row.first.recipe for row in rows):
         recipe = EXPERIMENTS[rows[0].first.experiment][name]
-        lines += [f"- *{name}*, version {recipe.version}: {_described(recipe)}."]
+        parts = _described(recipe)
+        lines += [f"- *{name}*, version {recipe.version}: {', '.join(parts)}."]
+        for share, own in recipe.smaller.items():
+            others = [part for part in _described(dataclasses.replace(recipe, **own)) if part not in parts]
+            lines += [f"  Where {share:.2%} or less is to stay: {', '.join(others)}."]
         made = [f"{method} ({_settings(own)})" for method, own in recipe.methods.items() if own]
         lines += [f"  Not at their defaults: {', '.join(made)}."] if made else []
     return [*lines, ""]
@@ -177,7 +182,7 @@ def _settings(own: Mapping[str, Any]) -> str:
     return ", ".join(name + said(value) for name, value in own.items())
 
 
-def _described(recipe: Recipe) -> str:
+def _described(recipe: Recipe) -> list[str]:
     phases = [("dense", recipe.dense), ("with gates", recipe.gated), ("after the cut", recipe.tuned)]
     parts = [f"{phase.epochs} epochs {name} ({_learned(phase)})" for name, phase in phases if phase is not None]
     if recipe.distillation is not None:
@@ -192,7 +197,7 @@ def _described(recipe: Recipe) -> str:
         parts.append(f"units that stay closed are removed while gates train, at {recipe.gated.checks} checks")
     if recipe.gated.average:
         parts.append(f"parameters averaged with a memory of {recipe.gated.average:g}")
-    return ", ".join(parts)
+    return parts
 
 
 def _learned(phase: Phase) -> str:
