@@ -20,7 +20,7 @@ __all__ = ["Distillation", "Job", "Point", "Recipe", "opened"]
 #: Difference between the logit of a hard concrete gate's open chance and its log alpha: 2/3 ln 11.
 OPEN_SHIFT = 2 / 3 * math.log(11)
 #: Fields of a recipe that may depend on the size: the dense network, which all sizes share, knows nothing of them.
-OF_A_SIZE = frozenset({"gated", "tuned", "noise", "distillation", "hold", "ramp", "per"})
+OF_A_SIZE = frozenset({"noise", "distillation", "hold", "ramp", "per"})
 #: The name, among a method's settings, of what is not the gates' but the weights'.
 DECAY = "weight_decay"
 
