@@ -94,12 +94,16 @@ def test_records_of_other_versions_are_said_and_left_out(tmp_path: Path):
     write_result(tmp_path / "b.json", made(seed=1, version=0))
     write_result(tmp_path / "c.json", made(seed=2, validated=True))
     write_result(tmp_path / "d.json", made(seed=3, experiment="mnist-svm"))
+    write_result(tmp_path / "e.json", made(seed=4, point="bytes0.1"))
+    write_result(tmp_path / "f.json", made(seed=5, point="lambda0.1"))
     found, notes = collected(tmp_path)
     assert found == [made()]
-    assert len(notes) == 3
+    assert len(notes) == 5
     assert "b.json is left out: it was made with version 0 of the recipe, which is at version" in notes[0]
     assert "c.json is left out: it was judged on training images" in notes[1]
     assert "'mnist-svm'" in notes[2]
+    assert "e.json is left out: it was made with what cannot be asked for: 'bytes0.1' names no point" in notes[3]
+    assert "takes a budget, not lambda0.1" in notes[4]
     assert all(note in page_of(found, notes, "results.svg") for note in notes)
 
 

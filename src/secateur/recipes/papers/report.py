@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.errors import SecateurError
 from secateur.recipes.networks import network
 from secateur.recipes.papers.experiments import EXPERIMENTS
 from secateur.recipes.papers.published import BESIDE_DENSE, PUBLISHED, READING_MARGIN, READINGS, TARGETS, Target
@@ -102,7 +103,11 @@ def _other(result: Result) -> str:
     recipe = EXPERIMENTS.get(result.experiment, {}).get(result.recipe)
     if recipe is None or result.method not in recipe.methods:
         return f"the recipe {result.recipe!r} of {result.experiment!r} with {result.method}, which there is no more"
-    return is_of(result, Job(recipe, result.method, Point.named(result.point), result.seed))
+    try:
+        job = Job(recipe, result.method, Point.named(result.point), result.seed)
+    except SecateurError as error:
+        return f"what cannot be asked for: {error}"
+    return is_of(result, job)
 
 
 def rows_of(results: Iterable[Result], experiment: str) -> list[Row]:
