@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,8 +167,8 @@ def _recipes(rows: Sequence[Row]) -> list[str]:
         recipe = EXPERIMENTS[rows[0].first.experiment][name]
         parts = _described(recipe)
         lines += [f"- *{name}*, version {recipe.version}: {', '.join(parts)}."]
-        for share, own in recipe.smaller.items():
-            others = [part for part in _described(dataclasses.replace(recipe, **own)) if part not in parts]
+        for share in recipe.smaller:
+            others = [part for part in _described(recipe.at(Point(keep_params=share))) if part not in parts]
             lines += [f"  Where {share:.2%} or less is to stay: {', '.join(others)}."]
         made = [f"{method} ({_settings(own)})" for method, own in recipe.methods.items() if own]
         lines += [f"  Not at their defaults: {', '.join(made)}."] if made else []
