@@ -60,13 +60,25 @@ def test_readings_are_held_against_hard_concrete_gates_of_the_same_size(error: f
     assert lines[0].endswith(f"| diffprune | {error:.2f}% and 1.50% | {verdict} |")
 
 
-@pytest.mark.parametrize(("error", "verdict"), [(8.4, "met so far, by 1 of 3 seeds"), (9.0, "missed by 0.50 points")])
+def test_readings_are_held_against_the_seeds_that_both_have():
+    results = [made("hard-concrete", seed, error) for seed, error in enumerate((1.9, 1.4, 1.2))]
+    results += [made("diffprune", 0, 2.0), made("diff-sparse", 3, 1.5)]
+    lines = [line for line in page_of(results, [], "x.svg").splitlines() if "points above hard concrete" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("| diffprune | 2.00% and 1.90% | met so far, by 1 of 3 seeds |")
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(8.4, "met"), (9.0, "missed by 0.50 points")])
 def test_residual_networks_are_held_against_the_dense_one(error: float, verdict: str):
     recipe = recipe_of("cifar-resnet20", "ours")
-    changes = {"experiment": "cifar-resnet20", "version": recipe.version, "schedule": recipe.settings()}
+    changes = {"experiment": "cifar-resnet20", "version": recipe.version, "point": recipe.points[0].name}
+    changes["schedule"] = recipe.settings()
     sizes = {"kept": (), "pruned": None, "macs": 20_000_000, "dense_macs": 41_000_000}
     errors = {"dense": Error(8.0, 7.9), "final": Error(error, error), "scratch": Error(9.0, 8.9)}
-    page = page_of([made(**changes, **sizes, errors=errors)], [], "x.svg")
+    widths = ({"stem": (kept, 16), "blocks.0.conv1": (5, 16)} for kept in (10, 11, 14))
+    results = [made(seed=seed, **changes, **sizes, errors=errors, widths=one) for seed, one in enumerate(widths)]
+    page = page_of(results, [], "x.svg")
+    assert "| **arm**, ours, macs0.5 | 12-5 | - |" in page
     assert f"arm: {error:.2f}% and 8.00% | {verdict} |" in page
 
 

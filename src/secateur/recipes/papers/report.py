@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,23 @@ class Row:
         """Standard deviation of the compact network's last error; 0 for one seed."""
         errors = [result.errors["final"].last for result in self.results]
         return statistics.stdev(errors) if len(errors) > 1 else 0.0
+
+    def of(self, seeds: Collection[int]) -> Row:
+        """The same with some of its seeds alone."""
+        return Row(tuple(result for result in self.results if result.seed in seeds))
+
+    @property
+    def seeds(self) -> set[int]:
+        """All that were recorded."""
+        return {result.seed for result in self.results}
+
+    @property
+    def kept(self) -> str:
+        """Live units of each seed, as the papers list them; else the mean width of each group."""
+        if any(result.kept for result in self.results):
+            return "; ".join("-".join(map(str, result.kept)) for result in self.results)
+        widths = ([result.widths[name][0] for result in self.results] for name in self.first.widths)
+        return "-".join(f"{statistics.fmean(group):.0f}" for group in widths)
 
     @property
     def pruned(self) -> float | None:
@@ -223,12 +240,11 @@ def _table(rows: Sequence[Row], experiment: str) -> list[str]:
             f"| {published.name} (paper) | {kept} | {rate} | - | - | - | {published.error:.1f} | - | - | - | - |"
         )
     for row in rows:
-        kept = "; ".join("-".join(map(str, result.kept)) for result in row.results if result.kept) or "-"
         rate = "-" if row.pruned is None else f"{100 * row.pruned:.2f}"
         spread = f" ± {row.deviation:.2f}" if len(row.results) > 1 else ""
         cells = [
             f"**{row.first.method}**, {row.first.recipe}, {row.first.point}",
-            kept,
+            row.kept,
             rate,
             f"{100 * row.params:.2f}",
             f"{100 * row.macs:.2f}",
@@ -273,17 +289,18 @@ def _beside_dense(rows: Sequence[Row], experiment: str) -> list[str]:
 
 
 def _readings(rows: Sequence[Row]) -> list[str]:
-    """The readings beside hard concrete gates at the same size."""
+    """The readings beside hard concrete gates at the same size, by the seeds of both, which share a dense network."""
     by_name = {(row.first.method, row.first.point): row for row in rows}
     lines = []
     for (method, point), row in by_name.items():
         other = by_name.get(("hard-concrete", point))
-        if method not in READINGS or other is None:
+        if method not in READINGS or other is None or not (both := row.seeds & other.seeds):
             continue
-        above = row.mean("final") - other.mean("final")
+        reading, gates = row.of(both), other.of(both)
+        above = reading.mean("final") - gates.mean("final")
         asked = f"at {point} at most {READING_MARGIN:g} points above hard concrete gates"
-        found = f"{row.mean('final'):.2f}% and {other.mean('final'):.2f}%"
-        lines.append(f"| {asked} | {method} | {found} | {_verdict(above - READING_MARGIN, row, other)} |")
+        found = f"{reading.mean('final'):.2f}% and {gates.mean('final'):.2f}%"
+        lines.append(f"| {asked} | {method} | {found} | {_verdict(above - READING_MARGIN, reading)} |")
     return lines
 
 
@@ -329,6 +346,8 @@ network of the same run, which learns from labels alone. Hyper-parameters were c
 twelfth of the training images by networks that had seen the others; the test images chose nothing. Final runs train on
 all of them.
 
+- *Kept*: live units as the papers list them, of each seed; of networks that they do not list, the mean number of
+  channels of each group, in the order of the layers that make them.
 - *Same widths from scratch*: a network of the kept widths, trained alike for as many epochs, without gates.
 - *Step, times dense*: time of a training step with gates over one without, interleaved in one process."""
 READING = """\
