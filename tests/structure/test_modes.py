@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.law import check_cut
 from torch import Tensor, nn
 
 import secateur as sc
@@ -72,3 +73,34 @@ def test_other_code_is_tried_in_both_modes(between: Any, monkeypatch: pytest.Mon
 def test_a_size_that_flows_into_numbers_in_training_alone_is_seen() -> None:
     model = Written(lambda m, h: h / h.shape[-1] ** 0.5 if m.training else h)
     assert not sc.trace(model, examples=(torch.zeros(3, 4),)).groups
+
+
+class SkipsLayers(nn.Module):
+    """Skips a layer by chance and has a second head, both in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 8)
+        self.head, self.second = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        """Looks at a number that it draws."""
+        x = self.a(x).relu()
+        if not (self.training and torch.rand([]) < 0.1):
+            x = x + self.b(x).relu()
+        return (self.head(x), self.second(x)) if self.training else self.head(x)
+
+
+def test_training_that_looks_at_a_drawn_number_is_traced() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    structure = check_cut(SkipsLayers(), torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    assert any("in training mode, so it was traced on the examples themselves" in note for note in structure.notes)
+    assert {(one.tensor, one.dim) for one in structure.group("a").members} >= {("head.weight", 1), ("second.weight", 1)}
+    torch.manual_seed(5)
+    sc.trace(SkipsLayers(), examples=(torch.zeros(3, 4),))
+    again = torch.get_rng_state()
+    torch.manual_seed(5)
+    SkipsLayers()
+    assert torch.equal(again, torch.get_rng_state())
+    assert not torch.equal(before, again)

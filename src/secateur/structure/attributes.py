@@ -7,21 +7,23 @@ candidate; one that lets the cut model come further is accepted, for all modules
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from secateur.structure.coupling import Freeze
 from secateur.structure.grouping import Grouping
 from secateur.structure.groups import Attribute, Axis, Keep
 from secateur.structure.ids import Ids
 from secateur.structure.record import Entry
-from secateur.structure.sites import Sites
 from secateur.structure.trial import Deviation, Recorded, Trial
 
-__all__ = ["SizedAttributes", "settle", "told_apart"]
+__all__ = ["SizedAttributes", "apart", "settle", "shared"]
 
 #: How many modules outward from the place of a deviation are looked at.
 _REACH = 3
@@ -55,35 +57,77 @@ class SizedAttributes:
         return name in self._ids
 
 
-def told_apart(keep: Keep, grouping: Grouping, sites: Sites, accepted: SizedAttributes) -> Keep | None:
-    """A keep-set that shows whether an attribute counts two groups at once, which a trial by ``keep`` cannot.
+def apart(grouping: Grouping, accepted: SizedAttributes, *, pairs: bool) -> Keep:
+    """A keep-set that shows what a trial cannot see where groups happen to keep as many.
 
-    Where an accepted attribute's module has another dimension of its size, of units that happen to keep as many, the
-    cut is tried again with all of those: a module that needs both to be equal then fails.
-
-    Returns:
-        None where every attribute is the size of one thing only.
+    An attribute may count more groups than the one that it follows, as one number of heads for two attentions: groups
+    that attributes count are cut, each to another number, and others of such a size stay whole. All that remain keep
+    one and the same number, so that code that compares two shapes finds them equal. Groups of two are cut only
+    with ``pairs``.
     """
-    groups, whole = grouping.structure.groups, {}
-    rules = accepted.rules(grouping)
-    inside: dict[str, list[int]] = {rule.name.rpartition(".")[0]: [] for rule in rules}
-    for site, tensor in enumerate(sites.tensors) if rules else ():
-        scope = tensor
-        while scope:
-            scope = scope.rpartition(".")[0]
-            if scope in inside:
-                inside[scope].append(site)
-    for rule in rules:
-        mine = {group for group, _ in rule.axis.per_group}
-        dense, cut = rule.value(groups, {}), rule.value(groups, keep)
-        for site in inside[rule.name.rpartition(".")[0]]:
-            if sites.starts[site + 1] - sites.starts[site] != dense:
-                continue
-            axis = grouping.axis(sites.ids(site))
-            if axis.per_group and Attribute("", axis).value(groups, keep) == cut:
-                others = [groups[group] for group, _ in axis.per_group if group not in mine]
-                whole.update({group.name: torch.arange(group.size) for group in others})
-    return {**keep, **whole} if whole else None
+    groups = grouping.structure.groups
+    counted = {group for rule in accepted.rules(grouping) for group, _ in rule.axis.per_group}
+    sizes = {groups[group].size for group in counted}
+    alike = min((group.size for group in groups if group.size > 2), default=3) - 1
+    keep: dict[str, torch.Tensor] = {}
+    for number, group in enumerate(groups):
+        if group.size <= 2:
+            count = 1 if pairs and number in counted else group.size
+        elif number in counted:
+            count = 2 + (sum(other < number for other in counted) + 1) % (group.size - 2)
+        else:
+            count = group.size if group.size in sizes else alike
+        keep[group.name] = torch.from_numpy(np.arange(group.size - count, group.size))
+    return keep
+
+
+def shared(
+    trial: Trial, deviation: Deviation, blamed: Mapping[int, Freeze], grouping: Grouping, accepted: SizedAttributes
+) -> list[tuple[int, int]]:
+    """Pairs of groups that one attribute counts, and that therefore can only be cut alike.
+
+    A blamed group of as many units as one that an attribute of the modules around it follows is given the same
+    kept units; where the cut model then comes further, it was the attribute that the two have in common.
+    """
+    groups, by_scope = grouping.structure.groups, defaultdict(list)
+    for rule in accepted.rules(grouping):
+        if len(rule.axis.per_group) == 1:
+            by_scope[rule.name.rpartition(".")[0]].append(rule.axis.per_group[0][0])
+    pairs: list[tuple[int, int]] = []
+    for group, freeze in blamed.items():
+        around = list(_outward(freeze.module))
+        if freeze is deviation.freeze:
+            around += [scope for path in reversed(deviation.stack) for scope in _outward(path)]
+        counted = (one for scope in dict.fromkeys(around) for one in by_scope.get(scope, ()))
+        partner = next((one for one in counted if one != group and groups[one].size == groups[group].size), None)
+        if partner is not None:
+            pairs.append((group, partner))
+    if not pairs:
+        return []
+    alike = {groups[group].name: trial.keep[groups[partner].name] for group, partner in pairs}
+    again = trial.with_keep({**trial.keep, **alike})
+    later = again.first_deviation(_values(again, grouping, accepted))
+    return pairs if later is None or later.at > deviation.at else []
+
+
+def _outward(path: str) -> Iterator[str]:
+    """A module and those around it, the root last."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _values(
+    trial: Trial, grouping: Grouping, accepted: SizedAttributes, more: Sequence[_Candidate] = ()
+) -> dict[str, int]:
+    """What attributes become by a trial's cut: those accepted, and those of candidates."""
+    groups = grouping.structure.groups
+    values = {rule.name: rule.value(groups, trial.keep) for rule in accepted.rules(grouping)}
+    for candidate in more:
+        for name, ids in candidate.ids.items():
+            values[name] = Attribute(name, grouping.axis(ids)).value(groups, trial.keep)
+    return values
 
 
 def settle(
@@ -94,29 +138,29 @@ def settle(
     Returns:
         The deviation that no attribute explains, or None where the cut model agrees with the dense one.
     """
-    groups = grouping.structure.groups
-
-    def values(more: _Candidate | None = None) -> dict[str, int]:
-        known = {rule.name: rule.value(groups, trial.keep) for rule in accepted.rules(grouping)}
-        extra = (
-            {}
-            if more is None
-            else {name: Attribute(name, grouping.axis(ids)).value(groups, trial.keep) for name, ids in more.ids.items()}
-        )
-        return {**known, **extra}
-
-    deviation = trial.first_deviation(values())
+    deviation = trial.first_deviation(_values(trial, grouping, accepted))
     while deviation is not None:
-        better = None
-        for candidate in _candidates(model, recorded, grouping, trial, deviation, accepted):
-            later = trial.first_deviation(values(candidate))
-            if later is None or later.at > deviation.at:
-                better = candidate
+        place, tried, other = deviation, [], []
+        for candidate in _candidates(model, recorded, grouping, trial, place, accepted):
+            deviation = trial.first_deviation(_values(trial, grouping, accepted, [candidate]))
+            if deviation is None or deviation.at > place.at:
                 accepted.accept(candidate)
-                deviation = later
                 break
-        if better is None:
-            return deviation
+            tried.append(candidate)
+            if deviation.at == place.at and deviation.freeze.reason != place.freeze.reason:
+                other.append(candidate)
+        else:
+            # Code that checks two sizes in a row, without an operator between, fails at one place for either.
+            for first, second in itertools.product(other, tried):
+                if first.ids.keys() & second.ids.keys():
+                    continue
+                deviation = trial.first_deviation(_values(trial, grouping, accepted, [first, second]))
+                if deviation is None or deviation.at > place.at:
+                    accepted.accept(first)
+                    accepted.accept(second)
+                    break
+            else:
+                return place
     return None
 
 

@@ -43,6 +43,12 @@ class Grouping:
         """All ids of the units of one group."""
         return np.flatnonzero(self.group_of[self.solution.component] == group)
 
+    def firsts_of(self, group: int) -> Ids:
+        """One id of each unit of a group, in the order of its units."""
+        ids = self.ids_of(group)
+        _, first = np.unique(self.unit_of[self.solution.component[ids]], return_index=True)
+        return np.asarray(ids[first], dtype=np.int64)
+
     def axis(self, ids: Ids) -> Axis:
         """The number of these ids that stay, as a function of open units."""
         return count_axis(ids, self.solution.component, self.group_of, [g.size for g in self.structure.groups])

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -134,7 +136,13 @@ def run(
     args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
     # What a model compiled by itself runs as it was written, or a compiler would compile the recorder.
-    with watch(twin, recorder), _quiet(), torch.compiler.set_stance("force_eager"), _in_single_operators():
+    with (
+        watch(twin, recorder),
+        _same_draws(twin),
+        _quiet(),
+        torch.compiler.set_stance("force_eager"),
+        _in_single_operators(),
+    ):
         try:
             with Leaving(recorder) if mode is None else mode, recorder:
                 out = twin(*args, **kwargs)
@@ -166,6 +174,22 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+@contextmanager
+def _same_draws(model: nn.Module) -> Iterator[None]:
+    """Let each run draw the same numbers, for a model may branch on one, and leave the caller's generators alone."""
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that models draw from
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 @contextmanager

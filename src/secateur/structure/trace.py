@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import TraceError
-from secateur.structure.attributes import SizedAttributes, settle, told_apart
+from secateur.structure.attributes import SizedAttributes, apart, settle, shared
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import Grouping, group_units
@@ -103,6 +103,10 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
             raise TraceError(
                 f"a trial cut failed and no unit explains it: {deviation.freeze}. Please report this model."
             )
+        if pairs := shared(trial, deviation, blamed, grouping, attributes):
+            for group, partner in pairs:
+                coupling.tie(grouping.firsts_of(group), grouping.firsts_of(partner))
+            continue
         for group, freeze in blamed.items():
             coupling.freeze_at(grouping.ids_of(group), freeze)
 
@@ -115,13 +119,13 @@ def _trials(
     norms: Mapping[str, RmsNorm],
     attributes: SizedAttributes,
 ) -> Iterator[Trial]:
-    """One cut of all groups, groups of two apart; after each another one, if an attribute may count two groups."""
+    """One cut of all groups, groups of two apart; then the one that shows what this one's sizes may hide."""
     for pairs in (False, True) if any(group.size == 2 for group in grouping.structure.groups) else (False,):
         trial = Trial(model, tried, sites, grouping, norms, pairs=pairs)
         yield trial
         # By now the attributes that the first cut needed are accepted.
-        if (apart := told_apart(trial.keep, grouping, sites, attributes)) is not None:
-            yield Trial(model, tried, sites, grouping, norms, pairs=pairs, keep=apart)
+        if not pairs or attributes.rules(grouping):
+            yield trial.with_keep(apart(grouping, attributes, pairs=pairs))
 
 
 def _with_calls(structure: Structure, one: Run, grouping: Grouping) -> Structure:
@@ -149,16 +153,20 @@ def _record(
                     setting = Setting(example, training, fake)
                     one = run(model, setting, labels, rulings, norms, calls=not recorded)
                 except RunFailure as failure:
-                    if not fake or (training and recorded) or _on_meta(model):
+                    # Once evaluation has run on fake tensors, training is given real ones only where it asks for
+                    # numbers: what else fails there, as a BatchNorm on one example, fails on them as well.
+                    asks = isinstance(failure.error, _LOOKS_AT_VALUES)
+                    if not fake or (training and recorded and not asks) or _on_meta(model):
                         raise
                     fake = False
                     if coupling.count_products:
                         coupling.products.clear()
                     setting = Setting(example, training, fake)
                     one = run(model, setting, labels, rulings, norms, calls=not recorded)
+                    where = " in training mode" if training else ""
                     notes.append(
-                        "the model does not run on fake tensors, so it was traced on the examples themselves, and "
-                        f"another path for other values is not covered ({type(failure.error).__name__})"
+                        f"the model does not run on fake tensors{where}, so it was traced on the examples themselves, "
+                        f"and another path for other values is not covered ({type(failure.error).__name__})"
                     )
             except RunFailure as failure:
                 if not (training and recorded):

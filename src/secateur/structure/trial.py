@@ -119,6 +119,11 @@ class Trial:
         self._of_parameters = np.zeros(len(grouping.group_of), dtype=bool)
         self._of_parameters[self._unit[1 : sites.starts[-1]]] = True
 
+    def with_keep(self, keep: Keep) -> Trial:
+        """The same with other kept units."""
+        pairs = not self._strict
+        return Trial(self._model, self._recorded, self._sites, self._grouping, self._norms, pairs=pairs, keep=keep)
+
     def first_deviation(self, attributes: Mapping[str, int]) -> Deviation | None:
         """Cut, set attributes, run everything, and compare; None where everything agrees."""
         plan = replace(self._plan, attributes={**self._plan.attributes, **attributes})
