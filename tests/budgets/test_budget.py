@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.polynomials import Polynomials, chain, convolutional, group
 
-from secateur.budgets.budget import Budget, project
+from secateur.budgets.budget import Budget, feasible, project
 from secateur.budgets.costs import CostModel, Kind
 from secateur.budgets.penalty import Penalty
 from secateur.errors import BudgetError
@@ -101,6 +101,20 @@ def test_values_that_are_neither_are_refused(keep: Any) -> None:
         Budget(keep_params=keep)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"per": {"0": 0.5}}, r"per\['0'\]=0.5, expected sizes, for example {'keep_macs': 0.5}"),
+        ({"per": 0.5}, r"per=0.5, expected sizes by part"),
+        ({"keep_params": 0.5, "slack": "a"}, r"slack='a', expected a share of the dense cost in \[0, 1\]"),
+        ({"keep_params": 0.5, "control": 3}, "control=3, expected a secateur.budgets.control.Control"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        Budget(**settings)
+
+
 def test_a_budget_needs_a_target() -> None:
     with pytest.raises(BudgetError, match="no target"):
         Budget()
@@ -157,6 +171,16 @@ def test_targets_out_of_reach_say_what_is_least_and_what_stays() -> None:
     assert "50 params (50.000% of 100) cannot be reached" in message
     assert "91 remain (91.000%)" in message
     assert "most of them in head.weight (it is a model output)" in message
+
+
+def test_targets_out_of_reach_of_the_units_that_have_gates() -> None:
+    costs = CostModel(chain([8, 10, 6]))
+    closed = costs.exact(torch.cat([torch.zeros(8), torch.ones(16)]).bool())
+    assert feasible(costs, {"params": closed.params}, closed) == {"params": closed.params}
+    with pytest.raises(BudgetError) as caught:
+        feasible(costs, {"params": closed.params - 1}, closed)
+    for part in (f"{closed.params - 1} params", "cannot be reached by the units that have gates", "gate more groups"):
+        assert part in str(caught.value)
 
 
 def test_an_equal_choice_of_budget_starts_an_equal_controller() -> None:

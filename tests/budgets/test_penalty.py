@@ -46,6 +46,7 @@ def test_a_penalty_displays_costs_and_has_no_state() -> None:
     [
         ({"weight": -1.0, "n_examples": 5}, "weight=-1.0"),
         ({"weight": math.nan, "n_examples": 5}, "weight=nan"),
+        ({"weight": "a", "n_examples": 5}, "weight='a', expected a finite number"),
         ({"weight": 1.0}, "n_examples=None, expected the number of training examples"),
         ({"weight": 1.0, "n_examples": 0}, "n_examples=0"),
         ({"weight": 1.0, "unit": "density", "n_examples": 5}, "has no meaning"),

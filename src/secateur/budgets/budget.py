@@ -18,7 +18,7 @@ from secateur.budgets.projection import project_onto
 from secateur.errors import BudgetError
 from secateur.structure.groups import Cost
 
-__all__ = ["Budget", "project"]
+__all__ = ["Budget", "feasible", "project"]
 
 #: What can be said of a part's size, and what is counted then.
 PART_SIZES: Mapping[str, Literal["params", "macs", "units"]] = {
@@ -100,8 +100,10 @@ class Budget:
             value = getattr(self, name)
             if not (_is_int(value) and value >= 0) and not (isinstance(value, float) and 0.0 <= value <= 1.0):
                 problems.append(f"{name}={value!r}, expected a fraction in [0, 1] or a number of steps as an int")
-        if isinstance(self.slack, bool) or not 0.0 <= self.slack <= 1.0:
+        if not _is_real(self.slack) or not 0.0 <= self.slack <= 1.0:
             problems.append(f"slack={self.slack!r}, expected a share of the dense cost in [0, 1]")
+        if not _is_a(self.control, Control):
+            problems.append(f"control={self.control!r}, expected a secateur.budgets.control.Control")
         if not problems:
             hold, ramp = self.schedule
             if self.steps is not None and hold + ramp > self.steps:
@@ -185,7 +187,15 @@ class Budget:
             problems.append(f"latency_ms={self.latency_ms!r}, expected milliseconds, over 0")
         if self.latency is not None and self.latency_ms is not None:
             problems.append("latency= and latency_ms= both say the latency; leave one out")
+        if not _is_a(self.per, Mapping):
+            return [
+                *problems,
+                f"per={self.per!r}, expected sizes by part, for example per={{'conv1': {{'keep_macs': 0.5}}}}",
+            ]
         for name, wanted in self.per.items():
+            if not _is_a(wanted, Mapping):
+                problems.append(f"per[{name!r}]={wanted!r}, expected sizes, for example {{'keep_macs': 0.5}}")
+                continue
             unknown = sorted(set(wanted) - set(PART_SIZES))
             if unknown or not wanted:
                 problems.append(
@@ -238,8 +248,13 @@ def project(costs: CostModel, scores: Tensor, is_open: Tensor, budget: Budget | 
     return project_onto(costs, scores, is_open, feasible(costs, budget))
 
 
-def feasible(costs: CostModel, targets: Mapping[str, int]) -> dict[str, int]:
+def feasible(costs: CostModel, targets: Mapping[str, int], closed: Cost | None = None) -> dict[str, int]:
     """The targets, if a cut can reach them.
+
+    Args:
+        costs: what units cost.
+        targets: cost to end at, by kind.
+        closed: cost with every gate closed, where not every unit has one.
 
     Raises:
         BudgetError: with the least reachable number, and what keeps it large.
@@ -252,6 +267,12 @@ def feasible(costs: CostModel, targets: Mapping[str, int]) -> dict[str, int]:
                 f"{_amount(target, kind)} {kind} ({target / dense:.3%} of {_amount(dense, kind)}) cannot be reached:"
                 f" with one unit left in every group {_amount(least, kind)} remain ({least / dense:.3%}), most of them"
                 f" {_what_stays(costs, kind)}"
+            )
+        elif closed is not None and target < closed.of(kind):
+            problems.append(
+                f"{_amount(target, kind)} {kind} ({target / dense:.3%} of {_amount(dense, kind)}) cannot be reached by"
+                f" the units that have gates: with all of these closed, but one of every group,"
+                f" {_amount(closed.of(kind), kind)} remain ({closed.of(kind) / dense:.3%}); gate more groups"
             )
         whole = targets.get(kind.partition(" of ")[0], math.inf)
         if target > whole:
@@ -275,6 +296,11 @@ def _what_stays(costs: CostModel, kind: str) -> str:
         entries = [e for e in getattr(costs.structure, "frozen", ()) if label and e.tensor.startswith(f"{label}.")]
     reason = max(entries, key=lambda entry: entry.count).reason if entries else ""
     return f"in {label or 'what no unit touches'}" + (f" ({reason})" if reason else "")
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Whether it is what its type says, which no one checks for those who do not check types."""
+    return isinstance(value, kind)
 
 
 def _is_int(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -49,7 +50,7 @@ class Penalty:
 
     def __post_init__(self) -> None:
         problems = []
-        if isinstance(self.weight, bool) or not 0.0 <= self.weight < math.inf:
+        if not _is_real(self.weight) or not 0.0 <= self.weight < math.inf:
             problems.append(f"weight={self.weight!r}, expected a finite number of at least 0")
         if self.unit not in ("count/N", "density"):
             problems.append(f"unit={self.unit!r}, expected 'count/N' or 'density'")
@@ -123,3 +124,7 @@ class PenaltyTerm(Seen):
         """Continue from `state_dict`."""
         if state:
             raise BudgetError(f"PenaltyTerm: got the state of a budget with {', '.join(state)}; expected none")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

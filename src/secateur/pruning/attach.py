@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from secateur.budgets.budget import Budget
+from secateur.budgets.budget import Budget, feasible
 from secateur.budgets.costs import CostModel
 from secateur.budgets.penalty import Penalty
 from secateur.errors import GateError
@@ -113,6 +113,8 @@ def attach(  # noqa: PLR0913 - all but the model by name
     goal = budget if budget is not None else penalty
     calibrated = all(one.method.calibrated for one in chosen)
     controller = None if goal is None else goal.start(costs, calibrated=calibrated)
+    if budget is not None:
+        feasible(costs, budget.targets(costs.dense), costs.exact(units.open(torch.zeros(sum(units.sizes)))))
     generator = torch.Generator().manual_seed(seed)
     gate_set, norms = _made(model, chosen, generator, seed)
     place(model, gate_set, maps_of(units.groups, structure.shapes))

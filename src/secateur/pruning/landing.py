@@ -108,7 +108,12 @@ class Landing:
         for _ in range(HALVINGS):
             share = (low + high) / 2
             looser = {k: limit + int(share * max(now.of(k) - limit, 0)) for k, limit in limits.items()}
-            found = units.open(units.gates(project(self.costs, order, is_open, looser)).float())
+            try:
+                closed = project(self.costs, order, is_open, looser)
+            except BudgetError:  # less than is left with all of the weights closed, but not what goes with them
+                low = share
+                continue
+            found = units.open(units.gates(closed).float())
             if self.costs.exact(found).within(limits):
                 low, best = share, found
             else:
