@@ -11,7 +11,8 @@ from tests.conftest import _declare_torchvision_operators
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.compaction.proof import _PRECISIONS, _Exact
+from secateur.compaction.exact import Exact
+from secateur.compaction.proof import _PRECISIONS
 
 transformers = pytest.importorskip("transformers")
 
@@ -98,7 +99,7 @@ def test_logits_with_a_cache_are_those_without(pair: tuple[nn.Module, ...]) -> N
     _, masked, small = pair
     tokens = words(9)
     # Llama casts to float32 inside of its RMSNorm; what a proof does to such casts is done here too.
-    with torch.no_grad(), _Exact(_PRECISIONS[0]):
+    with torch.no_grad(), Exact(_PRECISIONS[0].raised):
         whole = small(input_ids=tokens, use_cache=False).logits
         steps = []
         for model in (masked, small):

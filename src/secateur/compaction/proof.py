@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.compaction.exact import Exact
 from secateur.compaction.mask import checked_keep, copied, mask, mask_tensors_, plan_of
 from secateur.compaction.redraw import nudge_, overlaps, redraw_
 from secateur.errors import CompactionError
@@ -266,7 +266,7 @@ class _Pair(NamedTuple):
             torch.random.fork_rng(devices),
             torch.set_grad_enabled(setting.grad),
             _by_default(self.precision.real),
-            _Exact(self.precision),
+            Exact(self.precision.raised),
         ):
             torch.manual_seed(self.seed)
             outputs = tensors_in(module(*args, **kwargs))
@@ -368,30 +368,3 @@ def _by_default(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-class _Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises every cast to a lower precision and turns dropout off, whoever asks for it."""
-
-    def __init__(self, precision: _Precision) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.precision = precision
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if "dtype" in kwargs:
-            kwargs["dtype"] = self.precision.raised.get(kwargs["dtype"], kwargs["dtype"])
-        if func.overloadpacket is torch.ops.aten.bernoulli_:
-            return args[0].fill_(1)
-        if func.overloadpacket is torch.ops.aten.bernoulli:
-            return torch.ones_like(args[0])
-        if func.overloadpacket is torch.ops.aten.native_dropout:
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        names = [argument.name for argument in func._schema.arguments]
-        if "dropout_p" in names:
-            place = names.index("dropout_p")
-            if place < len(args):
-                args = (*args[:place], 0.0, *args[place + 1 :])
-            elif "dropout_p" in kwargs:
-                kwargs["dropout_p"] = 0.0
-        return func(*args, **kwargs)
