@@ -87,6 +87,8 @@ class Rulings:
     def _apply(self, operator: Operator, call: Call) -> Sequence[Label]:
         entry, outputs = operator.entry, call.outputs
         if entry is None:
+            for label in call.all_labels():  # for all that is known, it counts them, as bincount does
+                call.counts_equal(label)
             self.freeze(call.all_labels(), f"meets the operator {operator.name}, which has no rule")
             return [Label(tuple(t.shape)) for t in outputs]
         try:

@@ -16,7 +16,13 @@ NONE = "........"
 BY_INDEX = "is indexed by position or data"
 THROUGH = "is written through a view of another tensor"
 I3 = torch.tensor([1, 0, 2])
+COUNTS = "flows as a size into the numbers of"
 MASK = torch.tensor([True, False, True])
+
+
+def places(h: Tensor) -> Tensor:
+    """One place for every unit, always the same."""
+    return torch.zeros(h.shape[1], dtype=torch.int64)
 
 
 def set_(target: Tensor, where: Any, value: Any) -> Tensor:
@@ -85,6 +91,29 @@ ROWS: dict[str, Row] = {
     "index_fill of units": row(lambda a: a.index_fill(1, I3[:1], 0.0), H, NONE, BY_INDEX),
     "select_scatter": row(lambda a, s: a.select_scatter(s, 0, 1), H, given((8,), 0), FREE, FREE),
     "slice_scatter": row(lambda a, s: a.slice_scatter(s, 0, 1), H, given((2, 8), 1), FREE, FREE),
+    "index_put adds up ones": row(
+        lambda h: h * h.new_zeros(2).index_put((places(h),), h.new_ones(1), accumulate=True)[0], H, NONE, COUNTS,
+        trial=True,
+    ),
+    "scatter_add adds up ones": row(
+        lambda h: h * h.new_zeros(2).scatter_add(0, places(h), h.new_ones(h.shape[1]))[0], H, NONE, COUNTS, trial=True
+    ),
+    "scatter_add adds up the first of many": row(
+        lambda h: h * h.new_zeros(2).scatter_add(0, places(h), torch.arange(9.0, dtype=h.dtype))[0], H, NONE, COUNTS,
+        trial=True,
+    ),
+    "scatter_reduce multiplies twos": row(
+        lambda h: h * h.new_ones(2).scatter_reduce(0, places(h), h.new_full(h[0].shape, 2), "prod")[0], H, NONE, COUNTS,
+        trial=True,
+    ),
+    "index_add adds up ones": row(
+        lambda h: h * h.new_zeros(2).index_add(0, places(h), h.new_ones(h.shape[1]))[0], H, NONE, COUNTS, trial=True
+    ),
+    "bincount": row(lambda h: h * torch.bincount(places(h)).to(h.dtype), H, NONE, COUNTS, trial=True),
+    "histc": row(lambda h: h * torch.histc(h.new_ones(h.shape[1]), 1), H, NONE, COUNTS, trial=True),
+    "index_add adds up ones along other dimensions": row(
+        lambda h: h * h.new_zeros(2).index_add(0, places(h.t()), h.new_ones(3))[0], H, FREE
+    ),
     "masked_scatter": row(lambda a, s: a.masked_scatter(a > 0, s), H, H, NONE, NONE, BY_INDEX),
     "in place through a view": row(lambda a: (b := a.clone(), b[:, :, 0].mul_(2))[0], S, FREE),
     "in place through a view of heads": row(

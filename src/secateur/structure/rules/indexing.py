@@ -116,6 +116,7 @@ def embedding_bag(c: Coupling, call: Call) -> list[Label]:
     for factor in weight.factors:
         c.carry(factor.ids)
     as_index(c, [call.label("indices"), call.label("offsets")])
+    call.counts_equal(call.label("indices"))
     if call.has("per_sample_weights"):
         freeze_all(c, [call.label("per_sample_weights")], "weighs the samples of a bag")
     width = weight.shape[1]

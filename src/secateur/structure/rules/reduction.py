@@ -74,9 +74,7 @@ def reduce(c: Coupling, call: Call) -> list[Label]:
         return [Label(call.shape, meet(c, call.all_labels(), call.shape))]
     label, dims = call.label("self"), call.dims()
     if call.name in _COUNTING:
-        for dim in dims:
-            if dim in label.uniform:
-                call.counts(label.shape[dim])
+        call.counts_equal(label, dims)
     return [_reduced(c, label, dims, tuple(out.shape), f"is reduced over ({call.name})") for out in call.outputs]
 
 

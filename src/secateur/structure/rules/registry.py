@@ -8,7 +8,7 @@ literal arguments on ``ids[keep]`` equals the result on ``ids``, restricted to k
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,11 @@ class Call:
     def counts(self, size: int) -> None:
         """Say that a size flows into the operator's numbers: the trial compares it."""
         self.numbers.append(int(size))
+
+    def counts_equal(self, label: Label, dims: Collection[int] | None = None) -> None:
+        """Say that the operator adds up what is equal along these dimensions (all of them where none are given)."""
+        for dim in sorted(label.uniform if dims is None else label.uniform.intersection(dims)):
+            self.counts(label.shape[dim])
 
     def has(self, argument: str) -> bool:
         """Whether that argument is a tensor in this call."""

@@ -1,4 +1,8 @@
-"""Operators that write by index: along the indexed dimension nothing is cut, along the others both sides meet."""
+"""Operators that write by index: along the indexed dimension nothing is cut, along the others both sides meet.
+
+Where an index is the same everywhere, it writes to one place as often as it is long: what is added up there holds a
+size.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,10 @@ def index_put(c: Coupling, call: Call) -> Label:
     """``self[i, :, j] = values``: values are laid out as ``self[i, :, j]``, or broadcast to it."""
     target, values = call.label("self"), call.label("values")
     indices: list[torch.Tensor | None] = list(call["indices"])
-    as_index(c, call.labels_of([i for i in indices if i is not None]))
+    places_by = call.labels_of([i for i in indices if i is not None])
+    as_index(c, places_by)
+    for label in places_by:
+        call.counts_equal(label)
     places = Places.of(indices)
     rest = {places.in_result(dim): dim for dim in range(len(target.shape)) if dim not in places.indexed}
     n = len(rest) + places.inserted
@@ -60,6 +67,7 @@ def index_put(c: Coupling, call: Call) -> Label:
 def scatter(c: Coupling, call: Call) -> Label:
     """Elements of one dimension are written by an index as large as the source."""
     target, dim = call.label("self"), call.dim()
+    call.counts_equal(call.label("index"), [dim])
     sources = [call.label(key) for key in ("index", "src") if call.has(key)]
     if not target.shape:
         return Label(call.shape)
@@ -71,6 +79,7 @@ def index_add(c: Coupling, call: Call) -> Label:
     """Slices of one dimension are written by a list of positions."""
     target = call.label("self")
     as_index(c, [call.label("index")])
+    call.counts_equal(call.label("index"))
     if not target.shape:
         return Label(call.shape)
     sources = [call.label("source")] if call.has("source") else []
