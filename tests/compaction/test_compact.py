@@ -141,6 +141,16 @@ def test_the_model_is_not_touched_by_a_copy_and_is_the_result_in_place():
         assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), small.parameters(), strict=True))
 
 
+def test_marks_of_parameters_stay_in_a_copy_as_they_do_in_place():
+    net, structure, x = traced("residual")
+    net = copy.deepcopy(net)
+    for name, parameter in net.named_parameters():
+        parameter.named, parameter._no_weight_decay = name, parameter.dim() == 1
+    small = compact(net, structure, kept(structure, 0.5), examples=x)
+    for made in (small, mask(net, structure, {}), compact(net, structure, kept(structure, 0.5), in_place=True)):
+        assert all(p.named == name and p._no_weight_decay == (p.dim() == 1) for name, p in made.named_parameters())
+
+
 def test_the_plan_rebuilds_the_small_model_from_a_fresh_one():
     net, structure, _ = traced("separable")
     small = compact(net, structure, kept(structure, 0.4))

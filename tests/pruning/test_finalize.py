@@ -275,6 +275,16 @@ def test_in_place_cuts_the_model_itself() -> None:
     assert not net._forward_pre_hooks
 
 
+def test_marks_of_parameters_stay() -> None:
+    net = ConvNet().to(DTYPE)
+    for name, parameter in net.named_parameters():
+        parameter.named = name  # type: ignore[attr-defined]
+    pruner = attach(net, structure=conv_structure(), examples=(images(),), gates=BOTH)
+    scatter(net)
+    small, _ = pruner.finalize()
+    assert all(getattr(parameter, "named", "") == name for name, parameter in small.named_parameters())
+
+
 def test_finalizing_twice_and_after_more_training() -> None:
     net, pruner = pruned()
     x = images()

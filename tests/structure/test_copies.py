@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from secateur.structure.copies import fake_copy
+from secateur.structure.copies import deep_copy, fake_copy
 from secateur.structure.tensors import named_tensors
 
 
@@ -86,3 +86,21 @@ def test_a_module_that_copies_itself_does_so(inside: bool) -> None:
     own = made[0] if inside else made
     assert own.copied
     assert isinstance(own.weight, FakeTensor)
+
+
+def test_a_deep_copy_keeps_the_marks_of_parameters() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model[0].weight._no_weight_decay = True
+    model[0].weight.settings = {"lr": 0.1}
+    model[0].bias.loader = model[0].extra_repr  # bound to its module
+    model[1].bias.lines = (line for line in ())  # cannot be copied
+    made = deep_copy(model)
+    assert made[0].weight is made[1].weight is not model[0].weight
+    assert made[0].weight._no_weight_decay is True
+    assert made[0].weight.settings == {"lr": 0.1}
+    assert made[0].weight.settings is not model[0].weight.settings
+    assert made[0].bias.loader.__self__ is made[0]
+    assert made[1].bias.lines is model[1].bias.lines
+    assert not hasattr(made[1].bias, "_no_weight_decay")
+    assert deep_copy(Own()).copied

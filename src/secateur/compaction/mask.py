@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor
 
 from secateur.errors import CompactionError
+from secateur.structure.copies import deep_copy
 from secateur.structure.cut import CutPlan
 from secateur.structure.groups import Keep
 from secateur.structure.plain import unfit, with_graph
@@ -151,7 +151,7 @@ def copied(model: M) -> M:
     # Outside of this mode, deepcopy takes fake tensors for real ones and corrupts memory.
     with FakeCopyMode(mode) if mode is not None else contextlib.nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
         try:
-            return copy.deepcopy(model)
+            return deep_copy(model)
         except Exception as error:
             named = listed(with_graph(model))
             raise CompactionError(

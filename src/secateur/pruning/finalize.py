@@ -5,7 +5,6 @@ Index conventions: ``Z`` gates of the model in a row, ``U`` counted units.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from secateur.pruning.placement import gated_sites, strip
 from secateur.pruning.probe import evaluating
 from secateur.pruning.shrink import Removal
 from secateur.pruning.units import Units
+from secateur.structure.copies import deep_copy
 from secateur.structure.example import Example
 from secateur.structure.groups import Cost
 from secateur.structure.nested import tensors_in
@@ -162,7 +162,7 @@ def _copy(model: nn.Module) -> nn.Module:
             # These keep computed weights in a list, and tensors that carry a graph cannot be copied.
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
-    return copy.deepcopy(model)
+    return deep_copy(model)
 
 
 def cut_to(plain: nn.Module, units: Units, is_open: Tensor, *, in_place: bool = False, round_to: int = 1) -> nn.Module:

@@ -1,23 +1,46 @@
-"""Copies of a model whose tensors are fake: what a trace runs, so that the model itself is left alone."""
+"""Copies of a model, so that the model itself is left alone: with its numbers, and with fake tensors for a trace."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
 from secateur.structure.fakes import fake_of
 from secateur.structure.tensors import slots_of
 
-__all__ = ["fake_copy"]
+__all__ = ["deep_copy", "fake_copy"]
+
+M = TypeVar("M", bound=nn.Module)
 
 #: What a copy shares with the original.
 _SHARED = frozenset({int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})
 _FOLDERS = frozenset({dict, OrderedDict, list, set})
+
+
+def deep_copy(model: M) -> M:
+    """What ``copy.deepcopy`` gives, with the marks of parameters (as "no weight decay"), which that leaves behind."""
+    memo: dict[int, Any] = {}
+    made = copy.deepcopy(model, memo)
+    for parameter in model.parameters():
+        twin = memo.get(id(parameter))
+        if not isinstance(twin, nn.Parameter) or isinstance(twin, FakeTensor):
+            continue  # made by a module that copies itself in its own way, or without numbers
+        for key in vars(parameter).keys() - vars(twin).keys():
+            setattr(twin, key, _mark(vars(parameter)[key], memo))
+    return made
+
+
+def _mark(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a parameter's mark; the mark itself where it cannot be copied, such as a group of processes."""
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # noqa: BLE001 - whatever it raises, the model could be copied without it
+        return value
 
 
 def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

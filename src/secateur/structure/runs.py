@@ -5,7 +5,6 @@ Both the trace and the trial run a model this way; neither touches the model its
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
 from secateur.structure.branches import Branches
-from secateur.structure.copies import fake_copy
+from secateur.structure.copies import deep_copy, fake_copy
 from secateur.structure.example import Example
 from secateur.structure.ids import Label
 from secateur.structure.nested import tensors_in
@@ -205,7 +204,7 @@ def _in_single_operators() -> Iterator[None]:
 
 def _copied(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
     try:
-        return copy.deepcopy(model) if mode is None else fake_copy(model, mode)
+        return deep_copy(model) if mode is None else fake_copy(model, mode)
     except Exception as error:
         named = listed(with_graph(model))
         raise TraceError(
