@@ -124,6 +124,16 @@ def test_everything_comes_back(file):
     assert "scale" not in load_file(file)
 
 
+def described(path: Path, **changes: object) -> Path:
+    """The file with a changed description and the checksum of that; without what is None."""
+    with safe_open(path, framework="pt") as opened:
+        description = json.loads(opened.metadata()["secateur"]) | changes
+    description = {key: value for key, value in description.items() if value is not None and key != "crc32"}
+    description["crc32"] = artifact._checksum(description, load_file(path))
+    save_file(load_file(path), path, metadata={"secateur": json.dumps(description)})
+    return path
+
+
 def test_what_was_loaded_can_be_saved_again(file, tmp_path):
     again = tmp_path / "again.safetensors"
     save(load(file, Net()), again)
@@ -146,6 +156,32 @@ def test_dtype_layout_mode_and_frozen_parameters_come_back(tmp_path):
     assert not loaded[0].weight.requires_grad
     assert loaded[1].codes.dtype is torch.int8
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def test_each_module_comes_back_in_its_mode(tmp_path):
+    """A BatchNorm that a fine-tuning keeps in evaluation mode, and old files, which say nothing of such ones."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+
+    for training in (True, False):
+        net, path = build().train(training), tmp_path / "net.safetensors"
+        net[1][0].train(not training)
+        save(net, path)
+        modes = [part.training for part in load(path, build()).modules()]
+        assert modes == [training, training, training, not training, training]
+        described(path, other_mode=None)
+        assert [part.training for part in load(path, build()).modules()] == [training] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.uint16, torch.bool])
+def test_every_type_that_the_format_knows_comes_back(tmp_path, dtype):
+    net, fresh = nn.Linear(2, 2), nn.Linear(2, 2)
+    net.register_buffer("odd", torch.tensor([0.0, 1.0, 3.0] * 200).to(dtype))
+    fresh.register_buffer("odd", torch.zeros(600).to(dtype))
+    save(net, tmp_path / "net.safetensors")
+    assert load(tmp_path / "net.safetensors", fresh).odd.dtype is dtype
+    assert torch.equal(fresh.odd.view(torch.uint8), net.odd.view(torch.uint8))
 
 
 def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
@@ -243,6 +279,9 @@ class TestOtherFiles:
         plan["positions"][0][0] += 1
         self.refused(rewritten(file, plan=plan), "checksum")
 
+    def test_modes_of_modules_that_are_not_there(self, file):
+        self.refused(described(file, other_mode=["head.norm"]), "no modules head.norm")
+
     def test_without_description(self, file):
         save_file(load_file(file), file)
         self.refused(file, "not one that sc.save wrote")
@@ -278,12 +317,8 @@ class TestOtherFiles:
         )
 
     def test_a_plan_that_does_not_fit(self, file):
-        with safe_open(file, framework="pt") as opened:
-            description = json.loads(opened.metadata()["secateur"])
-        description["plan"]["attributes"] = {"forward": 3}
-        del description["crc32"]
-        description["crc32"] = artifact._checksum(description, load_file(file))
-        self.refused(rewritten(file, **description), "forward: is a method")
+        plan = {**small_net().cut_plan.to_json(), "attributes": {"forward": 3}}
+        self.refused(described(file, plan=plan), "forward: is a method")
 
 
 class TestWriting:
@@ -348,7 +383,16 @@ class TestWriting:
         with torch.device("meta"):
             meta = nn.Linear(2, 2)
         gated = parametrizations.weight_norm(nn.Linear(2, 2))
-        for net, message in ((Extra(2, 2), "extra state"), (meta, "no numbers"), (gated, "parametrizations")):
+        sparse = nn.Linear(2, 2)
+        sparse.register_buffer("graph", torch.eye(2).to_sparse())
+        wide = nn.ParameterList([torch.zeros(2, dtype=torch.complex128)])
+        for net, message in (
+            (Extra(2, 2), "extra state"),
+            (meta, "no numbers"),
+            (gated, "parametrizations"),
+            (wide, r"0: .* torch.complex128 .* convert it, as by tensor.to\(torch.complex64\)"),
+            (sparse, "graph: is a tensor of torch.float32 and torch.sparse_coo"),
+        ):
             with pytest.raises(SecateurError, match=message):
                 save(net, tmp_path / "net.safetensors")
         assert not os.listdir(tmp_path)

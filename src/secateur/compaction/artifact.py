@@ -15,6 +15,7 @@ key            value
 ``sparse``     shapes of tensors that are stored as a bitmask and values, ``name..mask`` and ``name..values``, since
                that is smaller (`secateur.compaction.packing`); absent where there are none
 ``training``   whether the model was in training mode
+``other_mode`` paths of modules that were not in the model's mode; absent where there are none
 ``crc32``      checksum of the other keys and of all tensors in order of their names
 =============  ====================================================================================
 """
@@ -23,18 +24,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
@@ -109,6 +113,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     }
     if sparse:
         description["sparse"] = sparse
+    if other_mode := [path for path, part in module.named_modules() if part.training != module.training]:
+        description["other_mode"] = other_mode
     description["crc32"] = _checksum(description, tensors)
     with whole_or_not_at_all(target) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(description)})
@@ -117,8 +123,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], model: M) -> M:
     """Cut a freshly built full-size model to what a file describes, and fill it with the numbers of the file.
 
-    The model is changed in place and returned: with the parameters' dtypes and the mode (training or evaluation) of
-    the model that was saved, on the devices where the fresh one was (on the CPU for ``meta`` tensors).
+    The model is changed in place and returned: with the parameters' dtypes and the modes (training or evaluation) of
+    the model that was saved and its modules, on the devices where the fresh one was (on the CPU for ``meta`` tensors).
 
     Args:
         path: a file that `save` wrote.
@@ -133,7 +139,10 @@ def load(path: str | os.PathLike[str], model: M) -> M:
     cut_(model, stored.plan)
     _fill(stored, model)
     setattr(model, PLAN, stored.plan)
-    return model.train(stored.training)
+    model.train(stored.training)
+    for part in stored.other_mode:
+        model.get_submodule(part).training = not stored.training
+    return model
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -166,10 +175,12 @@ class _Stored(NamedTuple):
     aliases: Mapping[str, str]
     order: Mapping[str, list[int]]
     training: bool
+    other_mode: Sequence[str]
     tensors: dict[str, Tensor]
 
 
 def _check_savable(module: nn.Module) -> None:
+    persistent = set(_persistent(module))
     problems = [
         f"{path or type(module).__name__}: has parametrizations; finalize the pruner or remove_parametrizations first"
         for path, part in module.named_modules()
@@ -185,8 +196,23 @@ def _check_savable(module: nn.Module) -> None:
         for name, tensor in named_tensors(module).items()
         if tensor.is_meta or isinstance(tensor, FakeTensor)
     ]
+    problems += [
+        f"{name}: is a tensor of {tensor.dtype} and {tensor.layout}, which a safetensors file cannot hold; convert it, "
+        f"as by tensor{'.to(torch.complex64)' if tensor.is_complex() else '.float() or .to_dense()'}"
+        for name, tensor in named_tensors(module).items()
+        if name in persistent and not (tensor.layout is torch.strided and _can_hold(tensor.dtype))
+    ]
     if problems:
-        raise SecateurError(f"{type(module).__name__} cannot be saved: {listed(problems)}")
+        raise SecateurError(f"{type(module).__name__} cannot be saved; nothing was written: {listed(problems)}")
+
+
+@functools.cache
+def _can_hold(dtype: torch.dtype) -> bool:
+    """Whether the format has a place for such numbers, which depends on its release: by trying."""
+    try:
+        return load_tensors(save_tensors({"x": torch.empty(0, dtype=dtype)}))["x"].dtype is dtype
+    except (KeyError, ValueError, RuntimeError, SafetensorError):
+        return False
 
 
 def _persistent(module: nn.Module) -> list[str]:
@@ -245,6 +271,7 @@ def _read(path: Path) -> _Stored:
             aliases={str(name): str(holder) for name, holder in data["aliases"].items()},
             order={str(name): [int(dim) for dim in dims] for name, dims in data["order"].items()},
             training=bool(data["training"]),
+            other_mode=[str(path) for path in data.get("other_mode", ())],
             tensors=tensors,
         )
         checksum = int(data.pop("crc32"))
@@ -270,8 +297,7 @@ def _check_fit(stored: _Stored, model: nn.Module) -> None:
         raise SecateurError(f"{stored.path}: was cut from a {stored.model}, and the model given is a {own}")
     if cut_of(model) is not None:
         raise SecateurError(f"{stored.path}: the model given is compact already; give a freshly built full-size one")
-    problems = misfits(model, stored.plan.dense)
-    if problems:
+    if problems := misfits(model, stored.plan.dense):
         raise SecateurError(
             f"{stored.path}: the {own} given is not the one that was cut: {listed(problems)}. "
             "Build it with the settings that it had."
@@ -283,12 +309,16 @@ def _check_fit(stored: _Stored, model: nn.Module) -> None:
         cut_(small, stored.plan)
     except CompactionError as error:
         raise SecateurError(f"{stored.path}: its description is damaged: {error}") from error
+    parts = dict(small.named_modules())
+    if problems := [path for path in stored.other_mode if path not in parts]:
+        raise SecateurError(
+            f"{stored.path}: the {own} given has no modules {listed(problems)}, whose mode the file names"
+        )
     problems = _differences(_expected(small), {name: tuple(tensor.shape) for name, tensor in stored.tensors.items()})
     problems += _differences(_aliases(small), stored.aliases)
     if problems:
         raise SecateurError(f"{stored.path}: does not hold the tensors of the {own} given: {listed(problems)}")
-    problems = [name for name, tensor in model.named_buffers() if tensor.is_meta and name not in _persistent(model)]
-    if problems:
+    if problems := [n for n, tensor in model.named_buffers() if tensor.is_meta and n not in _persistent(model)]:
         raise SecateurError(
             f"{stored.path}: the {own} given is on the meta device, and the file does not hold its non-persistent "
             f"buffers ({listed(problems)}). Build it on a real device."

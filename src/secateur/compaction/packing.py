@@ -71,7 +71,9 @@ def unpacked(parts: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
         is_set = torch.from_numpy(np.unpackbits(mask.numpy(), count=size).astype(bool))
         if values.shape != (int(is_set.sum()),):
             raise ValueError(f"{name}: {tuple(values.shape)} numbers, and {int(is_set.sum())} bits are set")
-        tensor = values.new_zeros(size)
-        tensor[is_set] = values
-        tensors[name] = tensor.view(shape)
+        n_bytes = values.element_size()
+        # As bytes, for not every type that a file can hold can be written by index.
+        tensor = torch.zeros(size, n_bytes, dtype=torch.uint8)
+        tensor[is_set] = values.view(torch.uint8).view(-1, n_bytes)
+        tensors[name] = tensor.view(-1).view(values.dtype).view(shape)
     return tensors
