@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateur.compaction.compact import compact, mask
-from secateur.compaction.proof import TOLERANCE, TOLERANCE_FLOAT32, prove
+from secateur.compaction.proof import TOLERANCE, TOLERANCE_FLOAT32, check_same, prove
 from secateur.errors import CompactionError
 from secateur.structure.example import Example
 from secateur.structure.trace import trace
@@ -371,3 +371,41 @@ def test_where_all_is_rounding_nothing_is_said_of_training_mode():
     assert len(proof.checked) == 3
     assert "last place" in proof.skipped[0]
     assert proof.relative <= TOLERANCE
+
+
+class Inside(TwoLayer):
+    """Computes in float32 whatever it is converted to, or in float64 not at all."""
+
+    def __init__(self, refuses: str = "") -> None:
+        super().__init__()
+        self.refuses = refuses
+
+    def forward(self, x: Tensor) -> Tensor:
+        if str(x.dtype) in self.refuses:
+            raise NotImplementedError
+        return self.second(self.hidden(x).float().to(x.dtype))
+
+
+@pytest.mark.parametrize("refuses", ["", "torch.float64"])
+def test_two_models_are_held_against_each_other_whatever_they_round_inside(refuses: str) -> None:
+    torch.manual_seed(0)
+    net, x = Inside(refuses), torch.randn(5, 4)
+
+    def pair(dtype: torch.dtype, off: float = 0.0) -> tuple[nn.Module, nn.Module]:
+        first, second = (copy.deepcopy(net).to(dtype) for _ in range(2))
+        with torch.no_grad():  # the same function, which rounds elsewhere
+            second.first.weight.mul_(3)
+            second.first.bias.mul_(3)
+            second.second.weight.div_(3)
+            second.second.bias.add_(off)
+        return first, second
+
+    check_same(pair, (x,))
+    with pytest.raises(CompactionError, match="output 0 of the compact model differs by"):
+        check_same(lambda dtype: pair(dtype, 0.01), (x,))
+
+
+def test_a_model_that_runs_in_neither_precision_is_none_to_compare() -> None:
+    net = Inside("torch.float64, torch.float32")
+    with pytest.raises(CompactionError, match=r"does not run on its examples: .*NotImplementedError"):
+        check_same(lambda dtype: (copy.deepcopy(net).to(dtype), net), (X,))

@@ -270,3 +270,63 @@ def test_detaching_leaves_the_model_as_it_was() -> None:
     assert net.relu._forward_hooks
     pruner.detach()
     assert not any(module._forward_hooks or module._buffers for module in net.modules())
+
+
+class Shared(nn.Module):
+    """One activation behind two layers."""
+
+    def __init__(self, width: int = 8, residual: bool = False) -> None:
+        super().__init__()
+        self.inner, self.act, self.hidden = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, width)
+        self.out, self.residual = nn.Linear(width, 3), residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.inner(x))
+        return self.out(self.act(h + self.hidden(h) if self.residual else self.hidden(h)))
+
+
+ACT = sc.Rule("activations", where="act")
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [ACT, sc.Rule()],
+        [sc.Rule(where="hidden"), ACT],
+        [ACT, sc.Rule("inputs")],  # which take units with them that nothing reads any more
+        [ACT, sc.Rule("weights")],
+    ],
+)
+def test_calls_that_a_cut_would_leave_different_units_are_refused(rules: list[sc.Rule]) -> None:
+    net, x = Shared().double(), torch.randn(5, 4, dtype=DTYPE)
+    before = list(net.state_dict()), len(net.act._forward_hooks)
+    with pytest.raises(
+        sc.GateError, match=r"called several times .*: act: .* at one call and .* at another. Give each"
+    ):
+        sc.attach(net, examples=(x,), gates=rules)
+    assert (list(net.state_dict()), len(net.act._forward_hooks)) == before
+
+
+@pytest.mark.parametrize(
+    ("residual", "rules"),
+    [
+        (False, [ACT]),  # nothing else is cut
+        (True, [ACT, sc.Rule()]),  # both calls have the same units
+        (False, [sc.Rule("activations", where="hidden"), sc.Rule(where="inner")]),  # one call
+    ],
+)
+def test_a_module_that_is_called_twice_is_exact_where_it_is_not_refused(residual: bool, rules: list[sc.Rule]) -> None:
+    torch.manual_seed(0)
+    net, x = Shared(residual=residual).double(), torch.randn(5, 4, dtype=DTYPE)
+    pruner = sc.attach(net, examples=(x[:2],), gates=rules)
+    close(pruner, every=3)
+    small, report = pruner.finalize()
+    torch.testing.assert_close(small.eval()(x), net.eval()(x), rtol=0, atol=1e-12)
+    assert report.difference_float64 < 1e-12
+
+
+def test_calls_of_other_sizes_are_refused() -> None:
+    net, x = Shared(width=6).double(), torch.randn(5, 4, dtype=DTYPE)
+    with pytest.raises(sc.GateError, match="act: returns"):
+        sc.attach(net, examples=(x,), gates=[ACT])
+    assert not net.act._forward_hooks

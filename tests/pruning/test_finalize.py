@@ -381,8 +381,33 @@ def test_differences_are_found() -> None:
     is_open[0] = False  # a unit that is not closed
     net.eval()
     wrong = abs(net.fc2.weight[:, 0] * torch.sigmoid(net.fc1(x))[:, :1]).max().item()
-    assert differences(net, small, units, is_open, calls) == pytest.approx((0.5, wrong))
+    with pytest.raises(CompactionError, match=rf"gated model and what was cut .* differs by {wrong:.3g} from"):
+        differences(net, small, units, is_open, calls)
     assert all(math.isnan(value) for value in differences(net, small, units, is_open, ()))
+
+
+class Masked(Mlp):
+    """Logits of which one is masked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.tensor([0.0, -math.inf], dtype=x.dtype)
+
+
+def test_a_masked_logit_hides_no_difference() -> None:
+    torch.manual_seed(0)
+    net, x = Masked(), torch.randn(4, 3)
+    pruner = attach(net, structure=mlp_structure(), examples=(x,))
+    calls = [Example((x,))]
+    pin(net, torch.ones(6))
+    small = baked(net)
+    is_open = torch.ones(6, dtype=torch.bool)
+    assert differences(net, small, pruner._units, is_open, calls) == (0.0, 0.0)
+    with torch.no_grad():
+        small.fc2.bias[0] += 0.5
+    assert differences(net, small, pruner._units, is_open, calls) == pytest.approx((0.5, 0.0))
+    with torch.no_grad():
+        small.fc2.bias[0] = math.nan
+    assert differences(net, small, pruner._units, is_open, calls) == (math.inf, 0.0)
 
 
 class Stream(nn.Module):
@@ -425,6 +450,19 @@ def test_a_failed_proof_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("secateur.pruning.pruner.proved", fail)
     with pytest.raises(ZeroDivisionError):
         pruner.finalize(in_place=True)
+    assert pruner.gates.pinned is None
+    assert torch.equal(outputs(net, x), expected)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gates_that_are_folded_wrongly_are_found(monkeypatch: pytest.MonkeyPatch, in_place: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Mlp(), torch.randn(4, 3)
+    pruner = attach(net, structure=mlp_structure(), examples=(x,), gates=[Rule("activations", where="fc1")])
+    expected = outputs(net, x)
+    monkeypatch.setattr("secateur.pruning.finalize.fold_", lambda plain, gated: None)  # and so to the proof, too
+    with pytest.raises(CompactionError, match="gated model and what was cut from it are not the same"):
+        pruner.finalize(in_place=in_place)
     assert pruner.gates.pinned is None
     assert torch.equal(outputs(net, x), expected)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.compaction.distance import distance
 from secateur.compaction.exact import Exact
 from secateur.compaction.mask import checked_keep, copied, mask, mask_tensors_, plan_of
-from secateur.compaction.redraw import nudge_, overlaps, redraw_
+from secateur.compaction.redraw import load_cut_, nudge_, redraw_
 from secateur.errors import CompactionError
-from secateur.structure.cut import CutPlan, cut_
+from secateur.structure.cut import CutPlan
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep
 from secateur.structure.nested import tensors_in
@@ -29,7 +30,7 @@ from secateur.structure.rounding import rounded_keep
 from secateur.structure.structure import Structure
 from secateur.structure.tensors import in_place_of, named_tensors, slots_of
 
-__all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "prove"]
+__all__ = ["TOLERANCE", "TOLERANCE_FLOAT32", "Proof", "check_same", "prove"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -174,7 +175,7 @@ def prove(
         generator = torch.Generator().manual_seed(seed)
         redraw_(pair.dense, model, generator, redraw_buffers)
         mask_tensors_(named_tensors(pair.dense), structure, kept)
-        _load_cut_(pair.small, pair.dense, plan)
+        load_cut_(pair.small, pair.dense, plan)
         redrawn = pair.compare([_nonzero_inputs(example, generator) for example in calls], SETTINGS)
         if redrawn.checked:
             break
@@ -188,6 +189,27 @@ def prove(
         skipped=redrawn.skipped,
         precision=precision.real,
     )
+
+
+def check_same(
+    pair: Callable[[torch.dtype], tuple[nn.Module, nn.Module]], examples: Examples, *, seed: int = 0
+) -> None:
+    """Hold two models against each other in evaluation mode, with their own numbers, as `prove` does its two.
+
+    Args:
+        pair: makes both in a precision, of which they are changed: in float64, or in float32 where they do not run.
+        examples: inputs.
+        seed: of what they draw.
+
+    Raises:
+        CompactionError: an output differs by more than `TOLERANCE`, or the first one runs in neither.
+    """
+    for precision in _PRECISIONS:
+        calls = [precision.inputs(example) for example in as_examples(examples)]
+        found = _Pair(*pair(precision.real), precision, seed).compare(calls, SETTINGS[:1])
+        if found.checked:
+            return
+    raise CompactionError(f"the model does not run on its examples: {found.skipped[0]}")
 
 
 def _rounding(model: nn.Module, plan: CutPlan) -> float:
@@ -255,7 +277,7 @@ class _Pair(NamedTuple):
         twin = copied(self.dense)
         nudge_(twin, torch.Generator().manual_seed(self.seed))
         moved = self._outputs(twin, example, setting)
-        swings = [_apart(a, b) for a, b in zip(outputs, moved, strict=True) if not a.is_meta and a.numel()]
+        swings = [distance(a, b) for a, b in zip(outputs, moved, strict=True) if not a.is_meta and a.numel()]
         return max((apart / scale for apart, scale in swings), default=0.0)
 
     def _outputs(self, module: nn.Module, example: Example, setting: Setting) -> list[Tensor]:
@@ -289,7 +311,7 @@ def _differences(
     for number, (a, b) in enumerate(zip(expected, found, strict=True)):
         if a.is_meta or a.numel() == 0:
             continue
-        apart, scale = _apart(a, b)
+        apart, scale = distance(a, b)
         absolute, relative = max(absolute, apart), max(relative, apart / scale)
         if not apart <= precision.tolerance * scale:
             raise CompactionError(
@@ -298,36 +320,6 @@ def _differences(
                 "changed. The trace of this model is wrong somewhere: please report it, with model and structure."
             )
     return absolute, relative
-
-
-def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The largest difference of two tensors and the largest value of the first; infinite where one lacks a number."""
-    if not (a.is_floating_point() or a.is_complex()):
-        return (0.0 if torch.equal(a, b) else math.inf), 1.0
-    finite = a.isfinite()
-    if not torch.equal(finite, b.isfinite()) or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
-        return math.inf, 1.0
-    a, b = a[finite], b[finite]
-    if not a.numel():
-        return 0.0, 1.0
-    return float((a - b).abs().max()), float(a.abs().max()) or 1.0
-
-
-def _load_cut_(small: nn.Module, dense: nn.Module, plan: CutPlan) -> None:
-    """Give the small model the numbers of the dense one, as the plan cuts them."""
-    twin = copied(dense)
-    cut_(twin, plan)
-    values = named_tensors(twin)
-    for name, tensor in named_tensors(small).items():
-        if name not in values or overlaps(tensor):
-            continue
-        if values[name].shape != tensor.shape:
-            raise CompactionError(
-                f"{name} of the compact model has shape {tuple(tensor.shape)}, expected {tuple(values[name].shape)}: "
-                "it was not cut from this model by this keep."
-            )
-        with torch.no_grad():
-            tensor.copy_(values[name])
 
 
 def _mapped(change: Any, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Other numbers for the same model: drawn anew, or changed in the last place."""
+"""Other numbers for the same model: drawn anew, changed in the last place, or those of a larger one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from secateur.compaction.mask import copied
+from secateur.errors import CompactionError
+from secateur.structure.cut import CutPlan, cut_
 from secateur.structure.tensors import distinct_tensors, first_names, named_tensors
 
-__all__ = ["nudge_", "overlaps", "redraw_"]
+__all__ = ["load_cut_", "nudge_", "overlaps", "redraw_"]
 
 #: By how many units in the last place `nudge_` changes a number at most.
 N_PLACES = 4
@@ -52,3 +55,20 @@ def _drawn(name: str, old: Tensor, generator: torch.Generator) -> Tensor:
 def overlaps(tensor: Tensor) -> bool:
     """Whether one number stands at several positions (an expanded buffer), so that it cannot be written to."""
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def load_cut_(small: nn.Module, dense: nn.Module, plan: CutPlan) -> None:
+    """Give the small model the numbers of the dense one, as the plan cuts them."""
+    twin = copied(dense)
+    cut_(twin, plan)
+    values = named_tensors(twin)
+    for name, tensor in named_tensors(small).items():
+        if name not in values or overlaps(tensor):
+            continue
+        if values[name].shape != tensor.shape:
+            raise CompactionError(
+                f"{name} of the compact model has shape {tuple(tensor.shape)}, expected {tuple(values[name].shape)}: "
+                "it was not cut from this model by this keep."
+            )
+        with torch.no_grad():
+            tensor.copy_(values[name])

@@ -21,7 +21,7 @@ from secateur.pruning.conditional import When
 from secateur.pruning.draws import live_of
 from secateur.pruning.gateset import GateSet, Norms
 from secateur.pruning.loading import accept_dense_keys, refuse_dense_keys
-from secateur.pruning.outputs import links, place_outputs
+from secateur.pruning.outputs import check_calls, links, place_outputs
 from secateur.pruning.placement import gated_sites, maps_of, place, strip
 from secateur.pruning.probe import probe
 from secateur.pruning.pruner import Pruner
@@ -108,7 +108,9 @@ def attach(  # noqa: PLR0913 - all but the model by name
     structure = with_custom(structure, rules)
     chosen = choose(model, structure, rules, method)
     gated = [group for one in chosen for group in one.groups]
-    units = Units(structure, chosen, columns(model, structure, gated), links(model, structure, gated, calls))
+    linked = links(model, structure, gated, calls)
+    check_calls(model, structure, gated, linked)
+    units = Units(structure, chosen, columns(model, structure, gated), linked)
     costs = CostModel(units.counted, () if budget is None else budget.parts)
     goal = budget if budget is not None else penalty
     calibrated = all(one.method.calibrated for one in chosen)

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_map
 
 from secateur.budgets.budget import NANOSECONDS
 from secateur.compaction.compact import PLAN, compact, cut_of
-from secateur.compaction.proof import Proof, prove
+from secateur.compaction.distance import distance
+from secateur.compaction.proof import TOLERANCE, Proof, check_same, prove
+from secateur.errors import CompactionError
 from secateur.pruning.draws import gates_of
 from secateur.pruning.loading import refuse_dense_keys
 from secateur.pruning.outputs import Multiplier, fold_, multipliers, multiply_
@@ -42,7 +44,8 @@ class Report:
             single weights had gates. Latencies, of all three, are those that a latency model's structure gives.
         flipped: units that the projection opened or closed.
         difference_float32: largest absolute difference of any output between the gated model in evaluation mode and the
-            small one, in the model's own precision; NaN where there were no example inputs.
+            small one, in the model's own precision; infinite where one of them has no finite number and the other does,
+            NaN where there were no example inputs.
         difference_float64: the same for the gated model converted to float64 and what is cut from that; NaN where it
             does not run in it.
         proof: the comparison in float64 with re-drawn numbers, None without example inputs.
@@ -198,26 +201,49 @@ def differences(
 
     For the latter the gated model is converted and then cut, so that what a cut computes (the rescaled weights of an
     RMSNorm) is computed in float64 too.
+
+    Raises:
+        CompactionError: an output differs, whatever rounds in between. `proved` knows of no gates: what these become in
+            the small model, factors of weights or of outputs, is held against them here.
     """
     if not examples:
         return math.nan, math.nan
-    as_is = _difference(gated, small, examples)
+    as_is, _ = _difference(gated, small, examples)
+
+    def cut(raised: nn.Module) -> nn.Module:
+        made = cut_to(baked(raised, removal), units, is_open, in_place=True, round_to=round_to)
+        return with_multipliers_(made, multipliers(raised), units, is_open, round_to)
+
+    def pair(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+        raised = _copy(gated)
+        raised = raised.double() if dtype is torch.float64 else raised.float()
+        for site in gated_sites(raised):
+            site.gate.exact_in = None  # rounding is what is not to be seen
+        return raised, cut(raised)
+
     doubled = _copy(gated).double()
     calls = [Example(*tree_map(_double, (example.args, dict(example.kwargs)))) for example in examples]
     try:
-        cut = cut_to(baked(doubled, removal), units, is_open, in_place=True, round_to=round_to)
-        with_multipliers_(cut, multipliers(doubled), units, is_open, round_to)
-        return as_is, _difference(doubled, cut, calls)
+        in_float64, relative = _difference(doubled, cut(doubled), calls)
+    except CompactionError:
+        raise
     except RuntimeError:  # a model that computes in a precision of its own
-        return as_is, math.nan
+        in_float64, relative = math.nan, math.inf
+    if relative > TOLERANCE:  # such a model rounds inside, too
+        try:
+            check_same(pair, list(examples))
+        except CompactionError as error:
+            raise CompactionError(f"the gated model and what was cut from it are not the same: {error}") from error
+    return as_is, in_float64
 
 
 def _double(leaf: object) -> object:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def _difference(first: nn.Module, second: nn.Module, examples: Sequence[Example]) -> float:
-    largest = 0.0
+def _difference(first: nn.Module, second: nn.Module, examples: Sequence[Example]) -> tuple[float, float]:
+    """The largest difference of any output, and the largest relative to the largest value of its output."""
+    absolute = relative = 0.0
     for example in examples:
         outputs = []
         for model in (first, second):
@@ -227,5 +253,7 @@ def _difference(first: nn.Module, second: nn.Module, examples: Sequence[Example]
             outputs.append(tensors_in(output))
         for a, b in zip(*outputs, strict=True):
             if a.numel() and not torch.equal(a, b):
-                largest = max(largest, float((a.to(torch.float64) - b.to(torch.float64)).abs().max()))
-    return largest
+                wide = torch.promote_types(a.dtype, torch.float64)
+                found, scale = distance(a.to(wide), b.to(wide))
+                absolute, relative = max(absolute, found), max(relative, found / scale)
+    return absolute, relative

@@ -6,7 +6,7 @@ positions of the gated dimension of an output, ``B`` examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +26,15 @@ from secateur.pruning.rule import ACTIVATIONS
 from secateur.structure.example import Example
 from secateur.structure.groups import Group
 from secateur.structure.nested import tensors_in
-from secateur.structure.outputs import Output
+from secateur.structure.outputs import At, Output, same_units
 from secateur.structure.scale import scale_output_
 from secateur.structure.structure import Structure
+from secateur.structure.tensors import listed
 
 __all__ = [
     "Multiplier",
     "OutputGate",
+    "check_calls",
     "fold_",
     "links",
     "multipliers",
@@ -109,6 +111,39 @@ class Multiplier(NamedTuple):
     output: Output
     dim: int
     factors: Tensor
+
+
+def check_calls(model: nn.Module, structure: Structure, groups: Sequence[Group], links: Mapping[str, Link]) -> None:
+    """Refuse gates at a module that is called several times, if a cut would leave its calls different positions.
+
+    A cut model multiplies the output of each call by the same factors, so these must be of the same units.
+
+    Args:
+        model: plain.
+        structure: what the trace found.
+        groups: every gated group.
+        links: of activation groups, the groups that are cut with them.
+
+    Raises:
+        GateError: with the modules, and what to do.
+    """
+    cut = {group.name for group in groups} | {link.group for link in links.values()}
+    if any(group.kind in ("inputs", "weights") for group in groups):
+        cut |= {group.name for group in structure.groups}  # units that nothing reads any more go too
+    problems = []
+    for group in (group for group in groups if group.kind == ACTIVATIONS):
+        output, dim = output_of(structure, module_of(group)), group.members[0].dim
+        if _folds(structure, model.get_submodule(output.module), output, dim):
+            continue  # its own parameters take the factors up, and lose what each call loses
+        first, *others = (_of(cut, units.get(dim, {})) for units in (output.units, *output.others))
+        if apart := [other for other in others if not same_units(first, other)]:
+            problems.append(f"{output.module}: {_named(first)} at one call and {_named(apart[0])} at another")
+    if problems:
+        raise GateError(
+            "gates at the output of a module that is called several times multiply every call alike, and a cut would"
+            f" leave its calls different units along the gated dimension: {listed(problems)}. Give each call a module"
+            " of its own (self.act1, self.act2), or leave the gates of the module or of these units out with exclude="
+        )
 
 
 def place_outputs(model: nn.Module, structure: Structure, gates: GateSet, rules: Sequence[Sequence[Group]]) -> None:
@@ -241,6 +276,14 @@ def links(
         for name, link in found.items()
         if len(found) > 1 and _same(model, structure, [(by_name[name], link)], examples)
     }
+
+
+def _of(names: Collection[str], at: At) -> At:
+    return {name: unit for name, unit in at.items() if name in names}
+
+
+def _named(at: At) -> str:
+    return f"units of {', '.join(at)}" if at else "none that can go"
 
 
 def _folds(structure: Structure, module: nn.Module, output: Output, dim: int) -> bool:

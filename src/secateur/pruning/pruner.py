@@ -276,7 +276,7 @@ class Pruner:
                 that, as zeros (`secateur.rounded_keep`). They count, so a budget closes more units then.
 
         Raises:
-            CompactionError: the proof failed; the model is as it was.
+            CompactionError: the proof failed, or an output differs from the gated model's; the model is as it was.
             BudgetError: the budget is out of reach.
         """
         model, gates, units = self.model, self.gates, self._units

@@ -18,7 +18,7 @@ from secateur.structure.ids import Label
 if TYPE_CHECKING:
     from secateur.structure.grouping import Grouping
 
-__all__ = ["Output", "outputs_of", "translated"]
+__all__ = ["At", "Output", "outputs_of", "same_units", "translated"]
 
 #: By group name the unit at each position, int64 ``(S,)``, -1 where there is none of this group.
 At = Mapping[str, NDArray[np.int64]]
@@ -26,17 +26,19 @@ At = Mapping[str, NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What the first call of a module returned, where that is one tensor.
+    """What a module returned, where that is one tensor.
 
     Args:
         module: its path.
-        shape: of the tensor, for the first example.
-        units: for each dimension that units lie along, which.
+        shape: of the tensor, at the first call, for the first example.
+        units: for each dimension that units lie along, which; at the first call.
+        others: the same at each further call where it was not the same.
     """
 
     module: str
     shape: tuple[int, ...]
     units: Mapping[int, At] = field(default_factory=dict)
+    others: tuple[Mapping[int, At], ...] = ()
 
     def kept(self, dim: int, keep: Keep) -> NDArray[np.int64]:
         """Positions along a dimension that are left when only the kept units stay."""
@@ -47,12 +49,23 @@ class Output:
         return np.flatnonzero(stays)
 
 
-def outputs_of(returned: Mapping[str, Label], grouping: Grouping) -> tuple[Output, ...]:
-    """What modules returned in a recorded run, with the units that grouping made of the ids."""
-    return tuple(
-        Output(module, label.shape, {dim: at for dim, at in _units(label, grouping) if at})
-        for module, label in returned.items()
-    )
+def outputs_of(returned: Mapping[str, Sequence[Label]], grouping: Grouping) -> tuple[Output, ...]:
+    """What modules returned in a recorded run, call by call, with the units that grouping made of the ids."""
+    found = []
+    for module, labels in returned.items():
+        first, *further = ({dim: at for dim, at in _units(label, grouping) if at} for label in labels)
+        others = tuple(units for units in further if not _alike(units, first))
+        found.append(Output(module, labels[0].shape, first, others))
+    return tuple(found)
+
+
+def _alike(one: Mapping[int, At], other: Mapping[int, At]) -> bool:
+    return one.keys() == other.keys() and all(same_units(at, other[dim]) for dim, at in one.items())
+
+
+def same_units(one: At, other: At) -> bool:
+    """Whether the same units lie at the same positions."""
+    return one.keys() == other.keys() and all(np.array_equal(unit, other[name]) for name, unit in one.items())
 
 
 def _units(label: Label, grouping: Grouping) -> list[tuple[int, At]]:
@@ -101,6 +114,9 @@ def translated(
                     found[new] = np.where(mine >= 0, mine, found.get(new, np.full(len(unit), -1, dtype=np.int64)))
         return found
 
+    def moved(units: Mapping[int, At]) -> dict[int, At]:
+        return {dim: now for dim, at in units.items() if (now := over(at))}
+
     return tuple(
-        replace(one, units={dim: now for dim, at in one.units.items() if (now := over(at))}) for one in outputs
+        replace(one, units=moved(one.units), others=tuple(moved(units) for units in one.others)) for one in outputs
     )

@@ -58,7 +58,7 @@ class Recorder(TorchDispatchMode):
         on_entry: called with each entry and its position; may raise to end the run.
         entries: the record so far.
         stack: qualified names of the modules in execution, kept by hooks of ``watch``.
-        returned: the label of what the first call of each module returned, where that is one tensor; with ``branches``.
+        returned: the labels of what each module returned, call by call, where that is one tensor; with ``branches``.
         branches: notes which modules are residual branches, where that is wanted.
         read: identities of all tensors that an operator took.
     """
@@ -68,7 +68,7 @@ class Recorder(TorchDispatchMode):
     on_entry: Callable[[int, Entry], None] | None = None
     entries: list[Entry] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
-    returned: dict[str, Label] = field(default_factory=dict)
+    returned: dict[str, list[Label]] = field(default_factory=dict)
     branches: Branches | None = None
     read: set[int] = field(default_factory=set)
     _labels: Labelled = field(default_factory=Labelled)
@@ -300,7 +300,7 @@ def watch(model: nn.Module, recorder: Recorder) -> Iterator[None]:
                     return
                 recorder.branches.left(_name, _out)
                 if isinstance(_out, torch.Tensor):
-                    recorder.returned.setdefault(_name, recorder.label(_out))
+                    recorder.returned.setdefault(_name, []).append(recorder.label(_out))
 
             for handle in (
                 module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),

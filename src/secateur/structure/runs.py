@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ class Run:
         outputs: labels of the tensors that it returned.
         escaped: labels of tensors that outlived it in another way.
         read: names of the parameters and buffers that it read.
-        returned: labels of what the modules returned, where calls were noted.
+        returned: labels of what the modules returned, call by call, where calls were noted.
         branches: paths of its residual branches, where calls were noted.
     """
 
@@ -65,7 +65,7 @@ class Run:
     outputs: list[Label]
     escaped: list[Label]
     read: frozenset[str]
-    returned: Mapping[str, Label]
+    returned: Mapping[str, Sequence[Label]]
     branches: tuple[str, ...]
 
 
