@@ -25,6 +25,7 @@ from secateur.gates import (
     StraightThrough,
     method_from_name,
 )
+from secateur.gates.magnitude import STEP
 
 LAYOUT = Layout((1, 5, 3, 2))
 EXTREMES = (-200.0, -30.0, -3.0, 0.0, 3.0, 30.0, 200.0)
@@ -88,7 +89,7 @@ def scattered(method, layout=LAYOUT, dtype=torch.float32, spread=2.0):
         if value.is_floating_point():
             value.add_(spread * torch.randn(value.shape, generator=generator(1), dtype=dtype))
         else:
-            value.fill_(7)
+            value.fill_(7 * STEP)
     method.constrain_(params, layout)
     return params
 
@@ -98,7 +99,7 @@ def closed_at(method, mask, dtype=torch.float32):
     params, norms = method.init(LAYOUT, generator(), dtype), norms_for(method, dtype=dtype)
     for value in params.values():
         if not value.is_floating_point():
-            value.fill_(10**6)
+            value.fill_(10**6 * STEP)
         elif value.shape == mask.shape:
             value.masked_fill_(mask, -40.0)
     return params, norms if norms is None else norms.masked_fill(mask, 1e-6)

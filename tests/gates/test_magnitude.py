@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 from secateur.errors import GateError
 from secateur.gates import Gate, Layout, Magnitude
+from secateur.gates.magnitude import STEP
 
 LAYOUT = Layout((10, 4))
 NORMS = torch.tensor([5.0, 1, 4, 2, 3, 9, 8, 7, 6, 10, 0.1, 0.3, 0.2, 0.4])
 
 
 def at(step):
-    return {"step": torch.tensor(step)}
+    return {"step": torch.tensor(step * STEP)}
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.0), (10, 0.5 * (1 - 0.5**3)), (15, 0.5), (99, 0.5)])
@@ -58,9 +61,32 @@ def test_steps_are_counted_and_nothing_is_trained():
     assert not list(gate.parameters())
     for _ in range(3):
         gate.constrain_()
-    assert gate.state_dict()["step"].item() == 3
+    assert gate.state_dict()["step"].item() == 3 * STEP
     assert not gate.sample(None, NORMS.requires_grad_()).requires_grad
     NORMS.requires_grad_(False)
+
+
+@pytest.mark.parametrize("average", [get_ema_avg_fn(0.99), get_ema_avg_fn(0.9), get_swa_avg_fn()])
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_an_average_of_a_gate_follows_its_schedule(average, use_buffers):
+    gate = Gate(Magnitude(final_closed=0.5, steps=50), LAYOUT)
+    model = nn.ModuleList([gate, nn.Linear(1, 1)])
+    averaged = AveragedModel(model, avg_fn=average, use_buffers=use_buffers)
+    closed = []
+    for _ in range(300):
+        gate.constrain_()
+        averaged.update_parameters(model)
+        closed.append(int((averaged.module[0].fixed(NORMS) == 0).sum()))
+    assert closed == sorted(closed)
+    assert closed[0] == 0
+    assert closed[-1] == int((gate.fixed(NORMS) == 0).sum()) == 7
+
+
+def test_steps_are_counted_in_a_model_of_low_precision():
+    gate = Gate(Magnitude(final_closed=0.5, steps=1000), LAYOUT).to(torch.bfloat16)
+    for _ in range(1000):
+        gate.constrain_()
+    assert int((gate.fixed(NORMS) == 0).sum()) == 7
 
 
 @pytest.mark.parametrize(

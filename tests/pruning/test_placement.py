@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tests.gated import DTYPE, Bare, ConvNet, conv_net, conv_structure, gate, images, mlp_structure
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from secateur.errors import GateError
-from secateur.gates import Gate, HardConcrete, Layout
+from secateur.gates import DifferentiableSparsification, Gate, HardConcrete, Layout, Method
 from secateur.pruning.draws import GATES, gates_of, live_of
 from secateur.pruning.gateset import GateSet, extended
 from secateur.pruning.loading import accept_dense_keys, refuse_dense_keys
@@ -230,3 +231,17 @@ def test_gates_follow_the_weights_precision_and_device() -> None:
     mixed = copy.deepcopy(net)
     gates_of(mixed).to(torch.float32)
     assert mixed.fc1.weight.dtype == DTYPE
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+@pytest.mark.parametrize("method", [HardConcrete(init_open=0.6), DifferentiableSparsification(form="independent")])
+def test_the_average_of_a_model_that_stands_still_is_that_model(method: Method, use_buffers: bool) -> None:
+    net, gates = conv_net(method)
+    with torch.no_grad():
+        for p in gates.trained:
+            p.add_(torch.linspace(-1.0, 1.0, p.numel(), dtype=DTYPE))
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9999), use_buffers=use_buffers)
+    for _ in range(20):
+        average.update_parameters(net)
+    x = images()
+    torch.testing.assert_close(average.eval()(x), net.eval()(x))

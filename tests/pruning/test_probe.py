@@ -65,7 +65,7 @@ def test_gates_that_leave_something_open_are_refused() -> None:
     with torch.no_grad():
         gate = net.fc2.parametrizations.weight[0]
         gate.rows.clear()
-        gate.map_1.fill_(6)  # no position is gated any more
+        gate.maps[1].on(torch.device("cpu")).fill_(6)  # no position is gated any more
     with pytest.raises(GateError, match=r"fc2\.weight: gates at 0 leave some of it"):
         probe(net, ())
 

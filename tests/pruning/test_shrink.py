@@ -148,7 +148,7 @@ def plain(net: nn.Module) -> dict[str, Tensor]:
     return {
         name.replace("parametrizations.", "").replace(".original", ""): tensor
         for name, tensor in named_tensors(net).items()
-        if "map_" not in name and "secateur" not in name
+        if "secateur" not in name
     }
 
 

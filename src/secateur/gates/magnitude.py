@@ -19,6 +19,10 @@ __all__ = ["Magnitude"]
 
 #: Exponent of the ramp in the reference.
 CUBIC = 3
+#: What one step adds to the counter. Averages of a model average its buffers too, and cut whole numbers to whole
+#: numbers: counted by ones, the average of 0 and 1 would be 0 for ever. A counter of floating point would not do
+#: either: in a model that is converted to bfloat16 it ends at 256.
+STEP = 2**20
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Magnitude(Method):
         dtype: torch.dtype = torch.float32,
         norms: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The step counter, at 0."""
+        """The step counter, at 0, in parts of a step."""
         return {"step": torch.zeros((), dtype=torch.int64, device=generator.device if generator is not None else "cpu")}
 
     def noise(
@@ -141,7 +145,8 @@ class Magnitude(Method):
 
     def share_closed(self, params: Params) -> Tensor:
         """Share of units that are closed now, a scalar in [0, final_closed]."""
-        progress = ((params["step"] - self.start).double() / self.steps).clamp(0.0, 1.0)
+        step = (params["step"].double() / STEP).round()
+        progress = ((step - self.start) / self.steps).clamp(0.0, 1.0)
         return self.final_closed * (1.0 - (1.0 - progress) ** CUBIC)
 
     def drawn(self, params: Params, layout: Layout, noise: Tensor | None, norms: Tensor | None = None) -> None:
@@ -169,7 +174,7 @@ class Magnitude(Method):
 
     def constrain_(self, params: Params, layout: Layout) -> None:
         """One step on."""
-        params["step"].add_(1)
+        params["step"].add_(STEP)
 
 
 def _whole(count: Tensor) -> Tensor:

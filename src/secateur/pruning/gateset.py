@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from secateur.gates.gate import Gate
 from secateur.gates.layout import Layout
+from secateur.pruning.index import Index
 from secateur.structure.groups import FLAT, Group
 
 __all__ = ["GateSet", "Norms", "extended"]
@@ -50,10 +51,11 @@ class Norms(nn.Module):
         ]
         self.tensors: tuple[str, ...] = tuple(tensor for tensor, *_ in entries)
         self.dims: tuple[int, ...] = tuple(dim for _, dim, *_ in entries)
-        for number, (*_, index, start) in enumerate(entries):
-            units = np.repeat(np.arange(start, start + len(index)), index.shape[1])
-            self.register_buffer(f"positions_{number}", torch.from_numpy(index.reshape(-1).copy()), persistent=False)
-            self.register_buffer(f"units_{number}", torch.from_numpy(units), persistent=False)
+        #: of each tensor the positions along its dimension, and the unit of each
+        self._indices = tuple(
+            (Index(index.reshape(-1).copy()), Index(np.repeat(np.arange(start, start + len(index)), index.shape[1])))
+            for *_, index, start in entries
+        )
 
     def bind(self, owners: Sequence[ParametrizationList]) -> None:
         """Say where the weights of ``tensors`` live from now on; referred to, not registered."""
@@ -67,15 +69,15 @@ class Norms(nn.Module):
     def forward(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Norms ``(U,)`` of the given weights, in the given precision."""
         total = torch.zeros(self.layout.total, dtype=dtype, device=weights[0].device)
-        for number, (weight, dim) in enumerate(zip(weights, self.dims, strict=True)):
+        for weight, dim, (positions, units) in zip(weights, self.dims, self._indices, strict=True):
             others = [other for other in range(weight.dim()) if other != dim]
             squares = weight.to(dtype).square()
             if dim == FLAT:
                 squares = squares.reshape(-1)
             elif others:
                 squares = squares.sum(others)
-            positions, units = self.get_buffer(f"positions_{number}"), self.get_buffer(f"units_{number}")
-            total = total.index_add(0, units, squares.index_select(0, positions).to(total.device))
+            squares = squares.index_select(0, positions.on(squares.device))
+            total = total.index_add(0, units.on(total.device), squares.to(total.device))
         positive = total > 0
         return torch.where(positive, torch.where(positive, total, 1.0).sqrt(), 0.0)
 

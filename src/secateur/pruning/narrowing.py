@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -331,7 +331,7 @@ class _Selected:
 
 def _gated(gate: ConsumerGate, cut: _Cut | None, binary: frozenset[int], starts: NDArray[np.int64]) -> _Gated:
     """What a gate does in a narrowed pass."""
-    maps = {dim: cast("Map", gate.get_buffer(f"map_{dim}").cpu().numpy()) for dim in gate.dims}
+    maps = {dim: gate.maps[dim].numpy() for dim in gate.dims}
     dims = {} if cut is None else cut.dims
     ones = not gate.has_flat
     for dim, layers in maps.items():

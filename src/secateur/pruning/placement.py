@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 from secateur.errors import GateError
 from secateur.pruning.draws import GATES, begin_forward, drawn_now, end_forward, fixed_now
 from secateur.pruning.gateset import GateSet
+from secateur.pruning.index import Index
 from secateur.pruning.outputs import remove_outputs
 from secateur.structure.groups import FLAT, Group
 from secateur.structure.tensors import listed, slots_of
@@ -81,8 +82,9 @@ class ConsumerGate(nn.Module):
         #: by dimension the maps that act instead of its own on a weight that is narrowed; None for its own
         self.acting: Mapping[int, Tensor] | None = None
         #: by dimension where its gates stand in the extended gates, start and number, if they are one row of them, for
-        #: which a slice serves; ``map_...`` says it too, but for single weights, of which there are many
+        #: which a slice serves; ``maps`` say it too, but for single weights, of which there are many
         self.rows: dict[int, tuple[int, int]] = {}
+        self.maps: dict[int, Index] = {}
         #: whether the gates of the call that is going on act on the layer's input
         self.entered = False
         self.dims = tuple(sorted(dim for dim in maps if dim != FLAT))
@@ -92,7 +94,7 @@ class ConsumerGate(nn.Module):
             if len(layers) == 1 and np.array_equal(layers[0], np.arange(first, first + size)):
                 self.rows[dim] = first, size
             if dim != FLAT or dim not in self.rows:
-                self.register_buffer(_map_of(dim), torch.from_numpy(layers), persistent=False)
+                self.maps[dim] = Index(layers)
 
     def forward(self, weight: Tensor) -> Tensor:
         """``(..., S, ...)`` to the same shape."""
@@ -118,7 +120,8 @@ class ConsumerGate(nn.Module):
         # A narrowed layer may have its input narrowed by a hook that is still to come.
         if draw is None or draw.narrowed or self.acting is not None or LESS * x.numel() > chain.original.numel():
             return None
-        factor = self._factor(1, draw.read(), lambda start, size: draw.part(gates, start, size))
+        device = chain.original.device
+        factor = self._factor(1, draw.read(), lambda start, size: draw.part(gates, start, size), device)
         if factor.requires_grad and not x.requires_grad:
             return None  # the input's gradient, which nobody else asks for, is a product of matrices
         self.entered = True
@@ -136,29 +139,31 @@ class ConsumerGate(nn.Module):
     def _product(self, weight: Tensor, gates: Tensor, row: Callable[[int, int], Tensor]) -> Tensor:
         """The same, with what gives the gates of a row."""
         device, dtype, last = weight.device, weight.dtype, weight.dim() - 1
-        for dim, factor in self._factors(gates, row).items():
+        for dim, factor in self._factors(gates, row, device).items():
             along = factor.to(device, dtype)
             weight = weight * (along if dim == last else along.view(-1, *[1] * (last - dim)))
         if not self.has_flat:
             return weight
-        return weight * self._factor(FLAT, gates, row).to(device, dtype).view(weight.shape)
+        return weight * self._factor(FLAT, gates, row, device).to(device, dtype).view(weight.shape)
 
     def factors(self, gates: Tensor) -> dict[int, Tensor]:
         """By dimension the factor ``(S,)`` of each position, from extended gates ``(U + 1,)``."""
-        return self._factors(gates, lambda start, size: gates.narrow(0, start, size))
+        return self._factors(gates, lambda start, size: gates.narrow(0, start, size), gates.device)
 
     def own(self, gates: Tensor) -> Tensor | None:
         """The gates of single weights, flat, from extended gates ``(U + 1,)``; None without them."""
-        return self._factor(FLAT, gates, lambda start, size: gates.narrow(0, start, size)) if self.has_flat else None
+        if not self.has_flat:
+            return None
+        return self._factor(FLAT, gates, lambda start, size: gates.narrow(0, start, size), gates.device)
 
-    def _factors(self, gates: Tensor, row: Callable[[int, int], Tensor]) -> dict[int, Tensor]:
+    def _factors(self, gates: Tensor, row: Callable[[int, int], Tensor], device: torch.device) -> dict[int, Tensor]:
         if self.acting is not None:
             return {dim: _met(gates, sources) for dim, sources in self.acting.items()}
-        return {dim: self._factor(dim, gates, row) for dim in self.dims}
+        return {dim: self._factor(dim, gates, row, device) for dim in self.dims}
 
-    def _factor(self, dim: int, gates: Tensor, row: Callable[[int, int], Tensor]) -> Tensor:
+    def _factor(self, dim: int, gates: Tensor, row: Callable[[int, int], Tensor], device: torch.device) -> Tensor:
         place = self.rows.get(dim)
-        return row(*place) if place is not None else _met(gates, self.get_buffer(_map_of(dim)))
+        return row(*place) if place is not None else _met(gates, self.maps[dim].on(device))
 
     def forget(self) -> None:
         """Let its own maps act again."""
@@ -168,8 +173,8 @@ class ConsumerGate(nn.Module):
         """The gated dimensions."""
         if not self.has_flat:
             return f"dims={self.dims}"
-        sources = self._buffers.get(_map_of(FLAT))
-        return f"dims={self.dims}, weights={self.rows[FLAT][1] if sources is None else sources.shape[1]}"
+        weights = self.rows[FLAT][1] if FLAT in self.rows else self.maps[FLAT].shape[1]
+        return f"dims={self.dims}, weights={weights}"
 
 
 def _bare(owner: nn.Module) -> bool:
@@ -185,11 +190,6 @@ def _met(gates: Tensor, sources: Tensor) -> Tensor:
     for layer in sources[1:]:
         factor = factor * gates.index_select(0, layer)
     return factor
-
-
-def _map_of(dim: int) -> str:
-    """Name of the buffer that says which gates meet along a dimension."""
-    return "map_weights" if dim == FLAT else f"map_{dim}"
 
 
 def maps_of(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, Map]]:
@@ -297,10 +297,7 @@ def _gate(owner: nn.Module, key: str, gates: GateSet, dims: Mapping[int, Map]) -
     order = tuple(kind)
     for site in _sites_in(owner, ""):  # a second tensor of the same module: the first saw the whole order
         order = site.gate.order if key in site.gate.order else order
-    tensor = kind[key]
-    assert tensor is not None
-    gate = ConsumerGate(gates, dims, order, key not in owner._non_persistent_buffers_set)
-    _put(owner, key, gate.to(tensor.device))
+    _put(owner, key, ConsumerGate(gates, dims, order, key not in owner._non_persistent_buffers_set))
 
 
 def _put(owner: nn.Module, key: str, gate: ConsumerGate) -> None:
