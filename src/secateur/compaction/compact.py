@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from secateur.compaction.mask import checked_keep, checked_model, copied, mask, plan_of
 from secateur.compaction.proof import Proof, prove
 from secateur.structure.cut import CutPlan, cut_
+from secateur.structure.eps import with_eps_of
 from secateur.structure.example import Examples
 from secateur.structure.groups import Keep
 from secateur.structure.rounding import rounded_keep
@@ -73,6 +75,7 @@ def compact(
     """
     kept = checked_keep(structure, keep)
     checked_model(model, structure)
+    structure = replace(structure, norms=with_eps_of(model, structure.norms))
     plan = plan_of(structure, rounded_keep(structure, kept, round_to))
     if in_place and examples is None:
         return _cut_(model, structure, kept, plan)

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor
 from secateur.errors import CompactionError
 from secateur.structure.copies import deep_copy
 from secateur.structure.cut import CutPlan
+from secateur.structure.eps import settle_eps_
 from secateur.structure.groups import Keep
 from secateur.structure.plain import unfit, with_graph
 from secateur.structure.structure import Structure
@@ -48,6 +49,8 @@ def mask(model: M, structure: Structure, keep: Keep) -> M:
     kept = checked_keep(structure, keep)
     checked_model(model, structure)
     masked = copied(model)
+    # The cut gives an eps of their own to norms that have none; so the copy too, in whatever type it is run.
+    settle_eps_(masked, structure.norms)
     mask_tensors_(named_tensors(masked), structure, kept)
     return masked
 

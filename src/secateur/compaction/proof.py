@@ -23,6 +23,7 @@ from secateur.compaction.mask import checked_keep, copied, mask, mask_tensors_, 
 from secateur.compaction.redraw import load_cut_, nudge_, redraw_
 from secateur.errors import CompactionError
 from secateur.structure.cut import CutPlan
+from secateur.structure.eps import settle_eps_
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep
 from secateur.structure.nested import tensors_in
@@ -161,7 +162,9 @@ def prove(
     plan = plan_of(structure, rounded_keep(structure, kept, round_to))
     for precision in _PRECISIONS:
         calls = tuple(precision.inputs(example) for example in as_examples(examples))
-        pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(copied(small)), precision, seed)
+        twin = copied(small)
+        settle_eps_(twin, structure.norms)  # as mask does, before the type changes
+        pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(twin), precision, seed)
         rounded = precision._replace(tolerance=max(precision.tolerance, N_ROUNDINGS * _rounding(model, plan)))
         own = pair._replace(precision=rounded).compare(calls, SETTINGS[:1])
         if own.checked:

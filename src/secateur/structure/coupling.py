@@ -174,10 +174,10 @@ class Coupling:
         if self.recording and a is not b:
             self.joined.append((a, b))
 
-    def normalise(self, ids: Ids) -> None:
-        """Say that the RMSNorm at work averages over these units: they can go if they are zero at its input."""
+    def normalise(self, ids: Ids, path: str) -> None:
+        """Say that the RMSNorm of that path averages over these units: they can go if they are zero at its input."""
         if self.recording:
-            self.normalised.append((ids, self.module))
+            self.normalised.append((ids, path))
 
     def carry(self, ids: Ids) -> None:
         """Say that these slices of a parameter carry their unit's values onward."""

@@ -105,7 +105,8 @@ def group_units(
     unit_of[group_of < 0] = -1
 
     member_ids = ids[group_of[component[ids]] >= 0]
-    norm_weights = frozenset(sites.aliases.get(norm.weight, norm.weight) for norm in norms.values())
+    cuttable = {norms[path].weight for _, path in coupling.normalised}
+    norm_weights = frozenset(sites.aliases.get(name, name) for name in cuttable)
     at = component[member_ids]
     marks = _Marks(consumer_ids, carrier_ids, norm_weights)
     groups = _groups(member_ids, group_of[at], unit_of[at], sites, marks)
@@ -139,7 +140,7 @@ def _norm_widths(coupling: Coupling, norms: Mapping[str, RmsNorm], axes: _Axes) 
         axis = axes.of(ids)
         if axis.per_group:
             norm = norms[path]
-            widths[path] = NormWidth(norm.weight, norm.eps, norm.eps_value, norm.offset, axis)
+            widths[path] = NormWidth(norm.weight, norm.eps, norm.eps_value, norm.kind.offset, axis)
     return tuple(widths.values())
 
 

@@ -215,7 +215,7 @@ class NormWidth:
     Args:
         weight: qualified name of its weight.
         eps: qualified name of the attribute that holds its eps.
-        eps_value: that eps.
+        eps_value: that eps; where the attribute is None, the one that torch takes for the type of its weight.
         offset: what it adds to its weight.
         axis: its width as a function of open units.
     """

@@ -24,7 +24,8 @@ from secateur.structure.copies import deep_copy, fake_copy
 from secateur.structure.example import Example
 from secateur.structure.ids import Label
 from secateur.structure.nested import tensors_in
-from secateur.structure.norms import RmsNorm, as_one_operator
+from secateur.structure.normed import as_one_operator
+from secateur.structure.norms import RmsNorm
 from secateur.structure.plain import with_graph
 from secateur.structure.record import Entry, Leaving, Recorder, watch
 from secateur.structure.rulings import Rulings

@@ -112,6 +112,7 @@ class Structure:
                     member.dim, np.zeros(self.shapes[member.tensor][member.dim], dtype=bool)
                 )
                 mask[member.index[closed, member.stays :].ravel()] = True
+        narrower = [norm for norm in self.norms if norm.ratio(self.groups, keep) != 1]
         # Tensors that lose the same share one tuple: there are few different ones, and they are long.
         positions: dict[bytes, tuple[int, ...]] = {}
         for dims in gone.values():
@@ -124,7 +125,7 @@ class Structure:
             },
             attributes={
                 **{rule.name: rule.value(self.groups, keep) for rule in self.attributes},
-                **{norm.eps: norm.eps_value * norm.ratio(self.groups, keep) for norm in self.norms},
+                **{norm.eps: norm.eps_value * norm.ratio(self.groups, keep) for norm in narrower},
             },
             dense=dict(self.shapes),
             zeros=tuple(
@@ -134,7 +135,7 @@ class Structure:
             ),
             rescales={
                 self.aliases.get(norm.weight, norm.weight): (math.sqrt(norm.ratio(self.groups, keep)), norm.offset)
-                for norm in self.norms
+                for norm in narrower
             },
         )
 

@@ -23,7 +23,9 @@ from secateur.structure.attributes import SizedAttributes, apart, settle, shared
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import Grouping, group_units
+from secateur.structure.ids import Label
 from secateur.structure.modes import worth_trying
+from secateur.structure.normed import freeze_read_weights
 from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.outputs import outputs_of
 from secateur.structure.plain import kept_whole, unfit
@@ -81,10 +83,13 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
     sites = Sites.of(model, coupling)
     _freeze_from_the_start(model, coupling, sites)
     norms = find_rms_norms(model)
-    recorded, notes = _record(model, calls, sites, Rulings(coupling), norms)
+    rulings = Rulings(coupling)
+    labels = {name: rulings.one(label) for name, label in sites.labels().items()}
+    recorded, notes = _record(model, calls, labels, rulings, norms)
     read = frozenset().union(*(one.run.read for one in recorded))
     for one in recorded:
         _freeze_outputs(coupling, one.run)
+        freeze_read_weights(coupling, sites, norms, labels, one.run.entries)
     attributes = SizedAttributes()
     tried = worth_trying(model, recorded)
     while True:
@@ -136,12 +141,12 @@ def _with_calls(structure: Structure, one: Run, grouping: Grouping) -> Structure
 def _record(
     model: nn.Module,
     calls: tuple[Example, ...],
-    sites: Sites,
+    labels: Mapping[str, Label],
     rulings: Rulings,
     norms: Mapping[str, RmsNorm],
 ) -> tuple[list[Recorded], tuple[str, ...]]:
     """Run every example in evaluation and training mode; on fake tensors wherever they do."""
-    labels, coupling = sites.labels(), rulings.coupling
+    coupling = rulings.coupling
     recorded: list[Recorded] = []
     notes: list[str] = []
     fake = True

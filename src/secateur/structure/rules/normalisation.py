@@ -36,7 +36,7 @@ def known_rms_norm(c: Coupling, call: Call) -> Label:
     if factor is None:
         return label
     if factor.dims == (last,) and x.vanishes:
-        c.normalise(factor.ids)
+        c.normalise(factor.ids, str(call["path"]))
         return label
     return given_up(c, label, [last], "is normalised over (RMSNorm's mean square would change)")
 
