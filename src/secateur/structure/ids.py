@@ -46,6 +46,7 @@ class Label:
             parameter's slice zeroes this tensor's.
         data: depends on the model's inputs.
         vanishes: where all parameters' slices of a unit are zero, so is the unit's slice here.
+        zero: was made as zeros, or is a copy of such; of what is computed from it nothing is said.
     """
 
     shape: Shape
@@ -54,6 +55,7 @@ class Label:
     weight: bool = False
     data: bool = False
     vanishes: bool = False
+    zero: bool = False
 
     @property
     def neutral(self) -> bool:

@@ -136,7 +136,7 @@ class Recorder(TorchDispatchMode):
         for tensor in mutated:
             if not any(tensor is returned for returned in outputs):
                 # Statistics that an operator updates: its rule has tied them to what they are of.
-                self._write(tensor, replace(self.label(tensor), uniform=frozenset(), weight=False, vanishes=False))
+                self._write(tensor, _overwritten(self.label(tensor)))
 
     def _at(self, operator: str) -> None:
         self.coupling.operator, self.coupling.module = operator, self.stack[-1] if self.stack else ""
@@ -209,6 +209,7 @@ class Recorder(TorchDispatchMode):
                 weight=known.weight and label.weight,
                 data=known.data or label.data,
                 vanishes=known.vanishes and label.vanishes,
+                zero=False,
             )
             self.set_label(other, replace(changed, factors=tuple(factors)))
 
@@ -260,6 +261,11 @@ _HARMLESS = frozenset(
     }
 )
 _DEVICE = torch.ops.prim.device.default
+
+
+def _overwritten(label: Label) -> Label:
+    """What is left to say of a tensor that an operator wrote to without returning it."""
+    return replace(label, uniform=frozenset(), weight=False, vanishes=False, zero=False)
 
 
 def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -20,8 +20,13 @@ from secateur.structure.rules import Call, Uncovered
 
 __all__ = ["Ruling", "Rulings"]
 
-#: Rules that look at more than the above: at strides, and at the types of indices.
-_LOOK_CLOSER = frozenset({"as_strided", "index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put"})
+#: Rules that look at more than the above: at strides, at the types of indices, and at numbers that the code writes out.
+_LOOK_CLOSER = frozenset(
+    {
+        *("as_strided", "lift_fresh", "lift_fresh_copy"),
+        *("index", "_unsafe_index", "index_put", "_index_put_impl", "_unsafe_index_put"),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Rulings:
     def one(self, label: Label) -> Label:
         """The one label object that says this; the ids of its factors are told apart by identity."""
         factors = tuple([(factor.dims, id(factor.ids)) for factor in label.factors])
-        key = (label.shape, factors, label.uniform, label.weight, label.data, label.vanishes)
+        key = (label.shape, factors, label.uniform, label.weight, label.data, label.vanishes, label.zero)
         known = self._labels.get(key)
         if known is None:
             self._labels[key] = known = label

@@ -93,6 +93,17 @@ def _bounded(w: Tensor) -> Tensor:
     return w / w.abs().amax(1, keepdim=True)
 
 
+def _touched(zeros: Tensor) -> Tensor:
+    zeros[0].fill_(1)
+    return zeros
+
+
+def _masked(w: Tensor, value: float) -> Tensor:
+    w = w.clone()
+    w[w < 0.1] = value
+    return w
+
+
 #: Ways from a parameter to the weight that a contraction reads, by whether 0 stays 0 in each element by itself.
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "itself": (lambda w: w, True),
@@ -107,6 +118,17 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "clamped around zero": (lambda w: w.clamp(-0.5, 0.5), True),
     "masked by itself": (lambda w: w * (w.abs() > 0.1), True),
     "masked_fill with zero": (lambda w: w.masked_fill(w < 0, 0.0), True),
+    "zero where small": (lambda w: torch.where(w.abs() > 0.1, w, 0.0), True),
+    "zero elsewhere": (lambda w: torch.where(w > 0.1, 0, w), True),
+    "where, with a tensor of one zero": (lambda w: torch.where(w < 1, w, torch.tensor(0.0).double()), True),
+    "where, with zeros like itself": (lambda w: torch.where(w < 1, w, torch.zeros_like(w)), True),
+    "where, with a full tensor of zeros": (lambda w: torch.where(w < 1, w, w.new_full((1,), 0)), True),
+    "where, both of itself": (lambda w: torch.where(w < 0, w * 0.1, w), True),
+    "zeros written by a mask": (lambda w: _masked(w, 0), True),
+    "ones written by a mask": (lambda w: _masked(w, 1), False),
+    "where, one elsewhere": (lambda w: torch.where(w < 1, w, 1.0), False),
+    "where, with zeros no more": (lambda w: torch.where(w < 0, w, torch.zeros_like(w).add_(1)), False),
+    "where, with zeros written to": (lambda w: torch.where(w < 0, w, _touched(torch.zeros_like(w))), False),
     "minus a part of itself": (lambda w: w - w.detach() * 0.5, True),
     "straight through": (lambda w: w + (w.round() - w).detach(), True),
     "sum of both parts": (lambda w: w.tril() + w.triu(1), False),

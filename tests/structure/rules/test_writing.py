@@ -71,6 +71,20 @@ ROWS: dict[str, Row] = {
         lambda s, v: set_(s.clone(), MASK, v), H, given((8,), 0, weight=True), FREE, FREE
     ),
     "index_put along units": row(lambda s: set_(s.clone(), (slice(None), I3), 0.0), H, NONE, BY_INDEX),
+    "index_put by a mask of all": row(lambda s: set_(s.clone(), s < 0, 0), H, FREE),
+    "index_put by a mask of all, a tensor": row(lambda s: set_(s.clone(), s < 0, torch.ones(1).double()), H, FREE),
+    "index_put by a mask of all, by another tensor": row(
+        lambda a, s: set_(a.clone(), s > a, 0.5), H, H, FREE, FREE
+    ),
+    "index_put by a mask of all, by position": row(
+        lambda m, s: set_(s.clone(), m, 0), given((3, 8), value=torch.eye(3, 8) > 0), H, NONE, "meets another"
+    ),
+    "index_put by a mask of all, many values": row(
+        lambda s: set_(s.clone(), s < 0, s[s < 0]), H, NONE, "is used as an index"
+    ),
+    "index_put by a mask of all, added": row(
+        lambda s: s.index_put((s < 0,), torch.ones(()).double(), accumulate=True), H, FREE
+    ),
     "index_put of something fixed": row(lambda a, s: set_(a.clone(), I3, s), H, given((3, 8)), NONE, "meets another"),
     "index_put, added up": row(
         lambda s: s.new_zeros(4, s.shape[1]).index_put((I3,), s, accumulate=True), H, FREE

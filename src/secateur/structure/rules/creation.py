@@ -32,19 +32,28 @@ def uniform(c: Coupling, call: Call) -> Label:
     """
     shape = call.shape
     fresh = [Factor((dim,), c.new_ids(size)) for dim, size in enumerate(shape) if size > 1 and c.recording]
-    return Label(shape, tuple(fresh), uniform=frozenset(range(len(shape))))
+    return Label(shape, tuple(fresh), uniform=frozenset(range(len(shape))), zero=_zero(call))
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like")
 def uniform_like(c: Coupling, call: Call) -> Label:
     """One value everywhere, as wide as another tensor: its dimensions follow that tensor's units."""
-    return Label(call.shape, call.label("self").factors, uniform=frozenset(range(len(call.shape))))
+    return Label(call.shape, call.label("self").factors, uniform=frozenset(range(len(call.shape))), zero=_zero(call))
 
 
 @rule("scalar_tensor")
 def scalar(c: Coupling, call: Call) -> Label:
     """A number as a tensor: the trial compares it."""
-    return Label(call.shape)
+    return Label(call.shape, zero=_zero(call))
+
+
+def _zero(call: Call) -> bool:
+    """Whether the value is the number 0."""
+    value = call.get("fill_value", call.get("s"))
+    return call.name in _ZEROS or (isinstance(value, (bool, int, float, complex)) and value == 0)
+
+
+_ZEROS = frozenset({"zeros", "new_zeros", "zeros_like", "_efficientzerotensor"})
 
 
 @rule(

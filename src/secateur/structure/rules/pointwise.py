@@ -6,7 +6,11 @@ Index conventions: operands are aligned at their last dimensions, as broadcastin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
+
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.structure.coupling import Coupling
 from secateur.structure.ids import Factor, Label
@@ -25,6 +29,8 @@ _ZERO_TO_ZERO = frozenset(
 )
 #: Operators that map 0 to 0 if all their operands are weights.
 _ZEROS_TO_ZERO = frozenset(["add", "sub", "maximum", "minimum", "fmax", "fmin", "hypot", "lerp"])
+#: Operators that give the same numbers again.
+_COPIES = frozenset({"_to_copy", "clone", "detach", "alias", "contiguous"})
 #: Operators whose result is 0 where their first operand is.
 _ZERO_AT_ZERO = _ZERO_TO_ZERO - {"mul"} | {"native_dropout", "contiguous"}
 
@@ -136,6 +142,7 @@ def pointwise(c: Coupling, call: Call) -> Label:
         uniform=uniform_together(labels, shape),
         weight=weight,
         vanishes=_vanishes(call),
+        zero=call.name in _COPIES and labels[0].zero,
     )
 
 
@@ -149,6 +156,10 @@ def _maps_zero_to_zero(call: Call, labels: Sequence[Label]) -> tuple[bool, bool]
         return len(labels) > 1 and all(label.weight for label in labels), True
     if name == "div" and len(labels) > 1 and (labels[1].factors or not labels[0].weight):
         return False, False
+    if name == "where":
+        # Zero where both values are, whatever the condition is.
+        values = [label for label in labels[1:] if not label.zero]
+        return bool(values) and all(label.weight for label in values), len(values) > 1
     if name == "masked_fill":
         return call.get("value") == 0 and labels[0].weight, False
     if name == "pow":
@@ -178,6 +189,16 @@ def copy(c: Coupling, call: Call) -> Label:
     return Label(call.shape, meet(c, operands, call.shape), uniform=uniform_together(operands, call.shape))
 
 
+@rule("lift_fresh", "lift_fresh_copy")
+def written_out(c: Coupling, call: Call) -> Label:
+    """Numbers that the code writes out, as in ``torch.tensor(0.0)``."""
+    tensor = call["self"]
+    known = not isinstance(tensor, FakeTensor) and not tensor.is_meta and tensor.numel() == 1
+    with _disable_current_modes():
+        zero = known and not bool(tensor.any())
+    return replace(pointwise(c, call), zero=zero)
+
+
 @rule("fill", "zero")
 def fill(c: Coupling, call: Call) -> Label:
     """One value everywhere; the tensor stays as wide as its units."""
@@ -192,8 +213,6 @@ def fill(c: Coupling, call: Call) -> Label:
     "detach",
     "alias",
     "alias_copy",
-    "lift_fresh",
-    "lift_fresh_copy",
     "contiguous",
     "masked_fill",
     "resolve_conj",

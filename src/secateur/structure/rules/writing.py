@@ -6,6 +6,7 @@ size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,14 @@ def index_put(c: Coupling, call: Call) -> Label:
     """``self[i, :, j] = values``: values are laid out as ``self[i, :, j]``, or broadcast to it."""
     target, values = call.label("self"), call.label("values")
     indices: list[torch.Tensor | None] = list(call["indices"])
+    if (mask := _mask_of(target, values, indices)) is not None:
+        (where,) = call.labels_of([mask])
+        weight = target.weight and values.zero and not where.data and not call.get("accumulate")
+        if target.weight and not weight:
+            for factor in target.factors:
+                c.carry(factor.ids)
+        sides = [target, where]
+        return Label(target.shape, meet(c, sides, target.shape), uniform_together(sides, target.shape), weight=weight)
     places_by = call.labels_of([i for i in indices if i is not None])
     as_index(c, places_by)
     for label in places_by:
@@ -61,6 +70,13 @@ def index_put(c: Coupling, call: Call) -> Label:
         [rest[dim] for dim in spread.uniform if dim in rest],
     )
     return _written(c, target, [source], places.indexed)
+
+
+def _mask_of(target: Label, values: Label, indices: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The mask of ``self[mask] = 0``, which is as large as ``self``: that is done element by element."""
+    if len(indices) != 1 or (mask := indices[0]) is None or mask.dtype not in (torch.bool, torch.uint8):
+        return None
+    return mask if tuple(mask.shape) == target.shape and math.prod(values.shape) == 1 else None
 
 
 @rule("scatter", "scatter_add", "scatter_reduce", sizes=True)
