@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.law import check_cut, linear_net, sizes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -209,3 +211,16 @@ def test_what_a_model_compiled_is_traced_as_written_and_nothing_is_compiled() ->
     before = dict(counted)
     assert sc.trace(Compiled(), (torch.zeros(3, 4),)).group("first").size == 8
     assert dict(counted) == before
+
+
+def test_a_forward_derivative_is_traced_and_frozen_for_what_it_does() -> None:
+    """That torch compares the sizes of two storages reads no number out of the model."""
+
+    def derivative(of: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        (slope,) = torch.func.jvp(of, (h,), (torch.ones_like(h),))[1:]
+        return slope
+
+    by_element = check_cut(linear_net(lambda net, h: derivative(torch.sin, h)), torch.randn(2, 4))
+    assert sizes(by_element) == [8]
+    net = linear_net(lambda net, h: derivative(lambda z: z @ net.w, h), reads=6, w=torch.randn(8, 6))
+    assert "product of two activations" in check_cut(net, torch.randn(2, 4)).why_frozen("a.weight")

@@ -258,6 +258,7 @@ _HARMLESS = frozenset(
         "equal_shape",
         "_has_compatible_shallow_copy_type",
         "is_nonzero_shape",
+        "_has_same_storage_numel",
     }
 )
 _DEVICE = torch.ops.prim.device.default
