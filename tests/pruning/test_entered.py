@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 from functools import partial
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import secateur as sc
 from secateur.pruning import placement
@@ -120,6 +122,36 @@ def test_only_where_the_input_is_far_smaller_than_the_weight(entered: list[int])
     net.eval()
     net(batch()[0])
     assert entered == [N * 96]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cached_weights_serve_small_inputs_and_large_ones(method: str, entered: list[int]) -> None:
+    found = []
+    for cached in (contextlib.nullcontext, parametrize.cached):
+        net, pruner = made(METHODS[method])
+        body = net.forward
+        small, large = batch()[0], torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(5)).double()
+        net.forward = lambda x, body=body, other=large: torch.cat([body(x), body(other)])  # type: ignore[method-assign]
+        for _ in range(2):
+            with cached():
+                pruner.backward(lambda net=net, x=small: net(x).square().mean())
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+        assert bool(entered) == (cached is contextlib.nullcontext)
+        entered.clear()
+    assert len(found[0]) > 6
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-13)
+
+
+def test_cached_weights_are_those_of_the_draw_of_their_forward_and_of_evaluation() -> None:
+    net, _ = made(METHODS["hard concrete"])
+    x = batch()[0]
+    with parametrize.cached():
+        assert not torch.equal(net(x), net(x))
+        found = net.eval()(x)
+        weight = net.fc1.weight
+        assert net.fc1.weight is weight
+    assert torch.equal(found, net(x))
 
 
 def test_weights_read_beside_their_layer_are_gated(entered: list[int]) -> None:

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import GateError
@@ -175,7 +176,10 @@ def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Forward pre-hook of the root: a new draw for a new training forward."""
     gates = gates_of(root)
     live = live_of(gates)
-    if in_backward() or live.override is not None:
+    if in_backward():
+        return
+    _forget_cached(root)
+    if live.override is not None:
         return
     if not gates.training:
         live.fixed = _stamp(gates), extended(gates.fixed())
@@ -206,6 +210,14 @@ def end_forward(root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if tensor.grad_fn is not None:
             tensor.register_hook(passed)  # type: ignore[no-untyped-call]
             live.unfinished.add(passed)
+
+
+def _forget_cached(root: nn.Module) -> None:
+    """Within `torch.nn.utils.parametrize.cached`: weights of an earlier forward, which had other gates, go."""
+    if parametrize._cache_enabled and not torch.compiler.is_compiling():
+        own = {id(module) for module in root.modules()}
+        for key in [key for key in parametrize._cache if key[0] in own]:
+            del parametrize._cache[key]
 
 
 class _Passed:

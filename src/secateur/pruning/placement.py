@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from secateur.errors import GateError
@@ -115,6 +116,8 @@ class ConsumerGate(nn.Module):
         x = args[0] if args else None
         if not isinstance(x, Tensor) or torch.compiler.is_compiling() or not _bare(owner):
             return None
+        if parametrize._cache_enabled:
+            return None  # the weight that this call computes may serve one with a larger input
         draw = drawn_now(gates, self.training)
         chain = cast("ParametrizationList", cast("nn.ModuleDict", owner.parametrizations)["weight"])
         # A narrowed layer may have its input narrowed by a hook that is still to come.
