@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.budgets.budget import Budget
 from secateur.compaction.compact import cut_of
-from secateur.errors import BudgetError, CompactionError
+from secateur.errors import BudgetError, CompactionError, GateError
 from secateur.gates import (
     ARM,
     DifferentiableSparsification,
@@ -325,6 +325,32 @@ def test_without_examples_the_first_training_batch_proves() -> None:
     assert report.proof is not None
     _, report = pruner.finalize(examples=(images(3),))
     assert report.difference_float64 <= 1e-12
+
+
+@pytest.mark.parametrize("shape", [(3,), (7, 3), (5, 7, 3)])
+def test_inputs_whose_rows_are_no_examples_prove_as_a_whole(shape: tuple[int, ...]) -> None:
+    net = Mlp()
+    pruner = attach(net, structure=mlp_structure())
+    x = torch.randn(shape)
+    net(x)
+    x.zero_()  # what was noted is a copy
+    _, report = pruner.finalize()
+    assert report.proof is not None
+    assert report.difference_float64 <= 1e-12
+    (used,) = pruner._proof_examples(None)
+    assert used.args[0].any()
+    assert used.args[0].shape == (shape if len(shape) == 1 else (2, *shape[1:]))
+
+
+def test_noted_inputs_that_prove_nothing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.pruning.draws.NOTED_BYTES", 8)  # so that of large ones the first rows are left
+    net = Mlp()
+    pruner = attach(net, structure=mlp_structure())
+    net(torch.randn(3))
+    with pytest.raises(GateError, match=r"first training forward, \(float32 \(2,\)\): RuntimeError.*examples="):
+        pruner.finalize()
+    assert pruner.gates.pinned is None
+    assert pruner.finalize(examples=(torch.randn(3),))[1].proof is not None
 
 
 class OwnPrecision(Mlp):

@@ -32,6 +32,7 @@ __all__ = [
     "begin_forward",
     "drawn_now",
     "end_forward",
+    "first_rows",
     "fixed_now",
     "gates_of",
     "in_backward",
@@ -42,6 +43,8 @@ __all__ = [
 
 #: The name under which a root module holds its gates.
 GATES = "secateur_gates"
+#: Up to this many bytes the inputs of the first training forward are noted whole: little beside what training takes.
+NOTED_BYTES = 2**26
 
 
 class Narrows(Protocol):
@@ -66,7 +69,7 @@ class Live:
         override: extended gates that act instead of all others, for probing.
         held: whether root forwards keep the draw that there is.
         remember: whether to note the inputs of the first training forward, for a proof at the end.
-        example: these inputs.
+        example: these inputs, of large ones the first rows.
         mean_loss: running mean of the losses so far, where a gate's method subtracts it.
         narrowing: what leaves closed units out of training forwards, where that is wanted now.
         unfinished: training forwards whose graph is alive and has not been through a backward pass.
@@ -253,16 +256,23 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _noted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
-    """A copy of a forward's inputs: the first two rows where all tensors have as many rows, else all of them."""
-    shapes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def first_rows(example: Example) -> Example:
+    """A call with the first two rows where all tensors have as many rows, else with all of them; no copy."""
+    given = example.args, dict(example.kwargs)
+    shapes = [leaf.shape for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     rows = {shape[0] if shape else 0 for shape in shapes}
     stop = 2 if len(rows) == 1 else None
+    return Example(*tree_map(lambda leaf: leaf[:stop] if isinstance(leaf, Tensor) and leaf.dim() else leaf, given))
 
-    def copy(leaf: Any) -> Any:
-        return leaf[:stop].detach().clone() if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
-    return Example(*tree_map(copy, (args, kwargs)))
+def _noted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+    """A copy of a forward's inputs. Whether its rows are examples shows when the model is called with some of them."""
+    example = Example(args, kwargs)
+    size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    if size > NOTED_BYTES:
+        example = first_rows(example)
+    given = example.args, dict(example.kwargs)
+    return Example(*tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, given))
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

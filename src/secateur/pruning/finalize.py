@@ -17,8 +17,8 @@ from secateur.budgets.budget import NANOSECONDS
 from secateur.compaction.compact import PLAN, compact, cut_of
 from secateur.compaction.distance import distance
 from secateur.compaction.proof import TOLERANCE, Proof, check_same, prove
-from secateur.errors import CompactionError
-from secateur.pruning.draws import gates_of
+from secateur.errors import CompactionError, GateError
+from secateur.pruning.draws import first_rows, gates_of
 from secateur.pruning.loading import refuse_dense_keys
 from secateur.pruning.outputs import Multiplier, fold_, multipliers, multiply_
 from secateur.pruning.placement import gated_sites, strip
@@ -26,11 +26,11 @@ from secateur.pruning.probe import evaluating
 from secateur.pruning.shrink import Removal
 from secateur.pruning.units import Units
 from secateur.structure.copies import deep_copy
-from secateur.structure.example import Example
+from secateur.structure.example import Example, summary
 from secateur.structure.groups import Cost
 from secateur.structure.nested import tensors_in
 
-__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved", "with_multipliers_"]
+__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved", "runnable", "with_multipliers_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +185,27 @@ def proved(
     if not examples:
         return None
     return prove(plain, small, units.cuttable, units.keep(is_open), list(examples), round_to=round_to)
+
+
+def runnable(model: nn.Module, noted: Example) -> Example:
+    """Of the inputs of a training forward the first rows, where the model runs on them, else all that there are.
+
+    Raises:
+        GateError: it runs on neither.
+    """
+    for example in (first_rows(noted), noted):
+        try:
+            with evaluating(model):
+                model(*example.args, **example.kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever a user's model raises
+            problem = error
+        else:
+            return example
+    raise GateError(
+        "finalize: the model was attached without examples=, and does not run in evaluation mode on what was noted of"
+        f" its first training forward, {summary(noted)}: {type(problem).__name__}: {problem}. Pass inputs for the proof,"
+        " as in pruner.finalize(examples=(x[:2],))"
+    ) from problem
 
 
 def differences(

@@ -24,7 +24,7 @@ from secateur.pruning.conditional import Conditional, When
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, Credit, task_loss
-from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, with_multipliers_
+from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, runnable, with_multipliers_
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.landing import Landing
 from secateur.pruning.loading import refuse_dense_keys
@@ -270,7 +270,8 @@ class Pruner:
         until the next `step`.
 
         Args:
-            examples: inputs for the proof; by default those of `attach`, else the first training batch's first rows.
+            examples: inputs for the proof; by default those of `attach`, else of the first training batch (its first
+                rows, where the model runs on these).
             in_place: cut the model itself, and detach.
             round_to: number of which the widths are to be multiples where they can, such as 8: closed units stay for
                 that, as zeros (`secateur.rounded_keep`). They count, so a budget closes more units then.
@@ -383,7 +384,7 @@ class Pruner:
         if examples is not None:
             return as_examples(examples)
         noted = self._live().example
-        return self._examples or (() if noted is None else (noted,))
+        return self._examples or (() if noted is None else (runnable(self.model, noted),))
 
     def _cut_in_place(self, is_open: Tensor, round_to: int) -> nn.Module:
         model = self.model
