@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from secateur.structure.crossing import Crossing, Crossings
 from secateur.structure.ids import Ids
 
 __all__ = ["Coupling", "Freeze", "Product", "Solution"]
@@ -82,6 +83,7 @@ class Coupling:
     joined: list[tuple[Ids, Ids]] = field(default_factory=list)
     count_products: bool = True
     first_made: int = np.iinfo(np.int64).max
+    crossings: Crossings = field(default_factory=Crossings)
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _frozen: list[tuple[Ids, int]] = field(default_factory=list)
     _freezes: list[Freeze] = field(default_factory=list)
@@ -97,7 +99,23 @@ class Coupling:
 
     def made(self, ids: Ids) -> bool:
         """Whether ids are of a tensor that the model made while it ran, not of parameters and buffers."""
-        return bool((ids >= self.first_made).all())
+        return bool((ids >= self.first_made).all()) and not self.crossings.have(ids)
+
+    def cross(self, first: Ids, second: Ids) -> Ids | None:
+        """Ids ``(len(first), len(second))`` of positions that belong to two units: either kind can be cut, not both.
+
+        Returns:
+            None where the trial, which has no ids of its own, does not know them.
+        """
+        one = self.crossings.find(first, second)
+        if one is None and self.recording:
+            rows, columns = np.unique(first), np.unique(second)
+            one = Crossing(rows, columns, self.n_ids)
+            self.crossings.known.append(one)
+            table = self.new_ids(len(rows) * len(columns)).reshape(len(rows), len(columns))
+            self.follows(table, [0], rows)
+            self.follows(table, [1], columns)
+        return None if one is None else one.pairs(first, second)
 
     def tie(self, a: Ids, b: Ids, reason: str = "meets a dimension that cannot be cut") -> None:
         """Say that ids at equal positions (after broadcasting) go together; an id tied to 0 is frozen."""
@@ -165,7 +183,7 @@ class Coupling:
         ``vanishes``: zeroing what carries the unit would close it here as well.
         """
         if self.recording:
-            self.consumed.append(ids)
+            self.consumed += [ids, *self.crossings.parents(ids)]
             if not vanishes:
                 self.unclosed.append(ids)
 
@@ -173,6 +191,9 @@ class Coupling:
         """Say that slices of two weights make one: where either is consumed, both are."""
         if self.recording and a is not b:
             self.joined.append((a, b))
+            for ids in (a, b):
+                if self.crossings.have(ids):
+                    self.freeze(ids, _MERGED)
 
     def normalise(self, ids: Ids, path: str) -> None:
         """Say that the RMSNorm of that path averages over these units: they can go if they are zero at its input."""
@@ -182,7 +203,7 @@ class Coupling:
     def carry(self, ids: Ids) -> None:
         """Say that these slices of a parameter carry their unit's values onward."""
         if self.recording:
-            self.carried.append(ids)
+            self.carried += [ids, *self.crossings.parents(ids)]
 
     def width(self, ids: Ids) -> None:
         """Say that these run along a dimension that a contraction with a weight reads or makes."""
@@ -208,17 +229,20 @@ class Coupling:
         while pending:
             frozen = self._frozen_components(component) >= 0
             undecided: list[tuple[Ids, frozenset[int]]] = []
-            for ids, blocked in pending:
+            for ids, always in pending:
+                blocked = always | self._shut_axes(ids, component, frozen)
                 axis = _decide(component[ids], frozen, blocked)
                 if axis is None:
                     undecided.append((ids, blocked))
                 else:
                     chosen.extend(self._cut_along(ids, axis))
             if len(undecided) == len(pending):
-                # No rectangle is forced: the largest picks its finest axis, then look again.
-                ids, blocked = max(undecided, key=lambda pair: pair[0].size)
+                # No rectangle is forced: the largest picks its finest axis, then look again. But of two dimensions that
+                # merged, it is the earlier parameter's: heads go rather than their features, with all that reads them.
+                ids, blocked = max(undecided, key=lambda pair: (self.crossings.table(pair[0]), pair[0].size))
                 undecided = [pair for pair in undecided if pair[0] is not ids]
-                chosen.extend(self._cut_along(ids, _finest(component[ids], frozen, blocked)))
+                finest = 0 if self.crossings.table(ids) else _finest(component[ids], frozen, blocked)
+                chosen.extend(self._cut_along(ids, finest))
             component = self._components(chosen)
             pending = undecided
         shut = self._frozen_components(component)
@@ -257,8 +281,16 @@ class Coupling:
                 lonely = np.where(both, 0, slices + narrow)
                 self._frozen.append((np.unique(lonely), self._number(Freeze(_MET_FIXED))))
             else:
-                self._frozen.append((np.unique(narrow), self._number(Freeze(_FOLLOWS_NOT))))
+                reason = Freeze(_MERGED if self.crossings.table(ids) else _FOLLOWS_NOT)
+                self._frozen.append((np.unique(narrow), self._number(reason)))
         return ties
+
+    def _shut_axes(self, ids: Ids, component: NDArray[np.int64], frozen: NDArray[np.bool_]) -> frozenset[int]:
+        """Axes of two dimensions that merged along which nothing can go, since the units there cannot."""
+        if not self.crossings.table(ids):
+            return frozenset()
+        followers = self._followers.get((ids.shape, ids.tobytes()), [])
+        return frozenset().union(*(axes for axes, narrow in followers if frozen[component[narrow]].all()))
 
     def _number(self, freeze: Freeze) -> int:
         if freeze not in self._reason_at:
@@ -283,6 +315,7 @@ class Coupling:
 
 
 _MET_FIXED = "meets another tensor's dimension that cannot be cut"
+_MERGED = "is merged with another unit's dimension, which is cut instead"
 _FOLLOWS_NOT = "runs along a dimension of a tensor that is cut along another one"
 _NOT_ZERO = Freeze("is averaged over by an RMSNorm, and read where closing it would not make it zero")
 _UNEVEN = Freeze("its dimensions are merged so that no single one of them can lose slices")

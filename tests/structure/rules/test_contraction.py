@@ -76,6 +76,19 @@ ROWS: dict[str, Row] = {
         lambda x, w: torch.einsum("bhtd,hde->bte", x, w), given((2, 3, 5, 4), 1, 3), weight(3, 4, 6),
         "abc", "....", "abc", "....", "defghi", "is merged with another unit's dimension",
     ),
+    "einsum with stacked experts": row(
+        lambda x, w, v: torch.einsum("nef,efd->ned", torch.einsum("nd,edf->nef", x, w).relu(), v).sum(1),
+        X, weight(3, 6, 5), weight(3, 5, 4), IN, "...", IN, "ghijk", "...", "ghijk", "lmno", "which is cut instead",
+    ),
+    "einsum with stacked experts, all summed": row(
+        lambda x, w, v: torch.einsum("nef,efd->nd", torch.einsum("nd,edf->nef", x, w).relu(), v),
+        X, weight(3, 6, 5), weight(3, 5, 4), IN, "ghi", IN, ".....", "ghi", ".....", "jklm", "which is cut instead",
+    ),
+    "einsum with stacked experts and biases": row(
+        lambda x, w, b, v: torch.einsum("nef,efd->ned", torch.einsum("nd,edf->nef", x, w) + b, v).sum(1),
+        X, weight(3, 6, 5), weight(3, 5), weight(3, 5, 4),
+        IN, "...", IN, "ghijk", "...", "ghijk", "...", "ghijk", "lmno", "which is cut instead",
+    ),
     "einsum element by element": row(
         lambda a, w: torch.einsum("bct,c->bct", a, w), given((2, 6, 3), 1), weight(6), IN, IN
     ),

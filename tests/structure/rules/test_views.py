@@ -19,6 +19,24 @@ ROWS: dict[str, Row] = {
     "split, inner fixed": row(lambda h: h.view(2, -1, 2, 3), H, "aabbccdd"),
     "split, outer fixed": row(lambda h: h.unflatten(1, (2, -1)), H, "abcdabcd"),
     "heads and features merge": row(lambda h: h.flatten(2), HEADS, "abcd", ".....", "is merged with another unit's"),
+    "heads and features merge, and heads cannot go": row(
+        # So many features that no seed leaves one alone, for a dimension of size 1 merges with nothing.
+        lambda h: (h.flatten(2), h.sum(2)),
+        given((2, 3, 4, 12), 2, 3),
+        "....",
+        "abcdefghijkl",
+        "is reduced over (sum)",
+    ),
+    "heads and features merge, and neither can go": row(
+        lambda h: (h.flatten(2), h.sum()), HEADS, "....", ".....", "is reduced over (sum)"
+    ),
+    "features and heads merge, heads last": row(lambda h: h.mT.flatten(2), HEADS, "abcd", ".....", "is merged with"),
+    "three units' dimensions merge": row(
+        lambda h: h.flatten(1), given((2, 3, 4, 5), 1, 2, 3), "abc", "....", ".....", "is merged with another unit's"
+    ),
+    "heads and features merge and split again": row(
+        lambda h: h.flatten(2).unflatten(2, (4, -1)).sum(2), HEADS, "....", "abcde", "which is cut instead"
+    ),
     "split and merge back": row(lambda h: h.unflatten(1, (-1, 2)).flatten(1, 2), H, "aabbccdd"),
     "split across something fixed": row(
         lambda h: F.pad(h, (1, 1)).unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2),

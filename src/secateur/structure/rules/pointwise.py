@@ -114,8 +114,8 @@ def _merge(c: Coupling, factors: list[Factor], coarse: bool, joint: bool) -> tup
         narrowed = [_drop(c, factor, set(factor.dims) - shared, reason) for factor in clash]
         factors = [*rest, *(factor for factor in narrowed if factor is not None)]
     merged: dict[tuple[int, ...], Factor] = {}
-    # The result keeps the ids of parameters where there are any.
-    for factor in sorted(factors, key=lambda factor: c.made(factor.ids)):
+    # The result keeps the ids of parameters where there are any; those of pairs rather, which the trial does not know.
+    for factor in sorted(factors, key=lambda factor: (not c.crossings.have(factor.ids), c.made(factor.ids))):
         first = merged.setdefault(factor.dims, factor)
         c.tie(first.ids, factor.ids, _MET_FIXED)
         if joint:

@@ -17,8 +17,9 @@ __all__ = ["leave_out", "renamed", "reshaped"]
 def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
     """A label after ``reshape(shape)``.
 
-    Where two units' dimensions merge into one, the units of the later parameter are frozen (the features of
-    heads rather than the heads): which of them stay free must not depend on how many are left of either.
+    Where two units' dimensions merge into one, each position has an id for the pair, and the solution decides which
+    of the two is cut. Of more than two the units of the later parameters are frozen: which of them stay free must not
+    depend on how many are left of either.
     """
     shape = tuple(shape)
     if shape == label.shape:
@@ -28,12 +29,27 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
         return set_factors(label, shape, [])
     blocks = matching_blocks(label.shape, shape)
     kept: list[Factor] = []
+    came: list[Factor] = []  # what each of these was before
     for factor in sorted(label.factors, key=lambda factor: int(factor.ids.max())):
         made = reshape_factor(factor, label.shape, shape, blocks)
-        if made is not None and any(set(made.dims) & set(other.dims) for other in kept):
+        if made is None:
+            continue
+        met = [number for number, other in enumerate(kept) if set(made.dims) & set(other.dims)]
+        if len(met) == 1 and _can_cross(came[met[0]], factor):
+            (number,) = met
+            first = came.pop(number)
+            kept.pop(number)
+            pairs = c.cross(first.ids, factor.ids)
+            both = None if pairs is None else make_factor([*first.dims, *factor.dims], pairs)
+            crossed = None if both is None else reshape_factor(both, label.shape, shape, blocks)
+            if both is not None and crossed is not None:
+                kept.append(crossed)
+                came.append(both)
+        elif met:
             c.freeze(factor.ids, "is merged with another unit's dimension")
-        elif made is not None:
+        else:
             kept.append(made)
+            came.append(factor)
     uniform = [
         dim
         for old, new in blocks
@@ -41,6 +57,12 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
         for dim in new
     ]
     return set_factors(label, shape, kept, uniform)
+
+
+def _can_cross(first: Factor, second: Factor) -> bool:
+    """Whether all positions of two dimensions are units, and no unit is in both."""
+    a, b = first.ids, second.ids
+    return a.ndim == b.ndim == 1 and 0 < int(a.min()) <= int(a.max()) < int(b.min())
 
 
 def renamed(label: Label, shape: Sequence[int], to: Callable[[int], int]) -> Label:

@@ -1,0 +1,75 @@
+"""Pairs of two units' dimensions that merge: their ids, and which of the two the solution cuts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from secateur.structure.coupling import Coupling
+from secateur.structure.crossing import Crossing, Crossings
+from secateur.structure.ids import Ids
+
+EXPERTS, HIDDEN = np.arange(1, 4), np.arange(5, 9)
+
+
+def ids(*numbers: int) -> Ids:
+    return np.array(numbers, dtype=np.int64)
+
+
+def test_each_pair_has_an_id_that_tells_its_units() -> None:
+    one = Crossing(EXPERTS, HIDDEN, 20)
+    assert one.end == 32
+    assert one.pairs(ids(1, 3), ids(5, 8)).tolist() == [[20, 23], [28, 31]]
+    assert one.pairs(ids(2, 2), ids(6)).tolist() == [[25], [25]]
+    assert [part.tolist() for part in one.parents(ids(31, 23, 23, 7))] == [[1, 3], [8]]
+
+
+def test_ids_of_pairs_are_told_from_all_others() -> None:
+    known = Crossings([Crossing(EXPERTS, HIDDEN, 20), Crossing(ids(10, 12), ids(13, 14), 40)])
+    assert [known.have(one) for one in (ids(20), ids(43, 42), ids(3), ids(36), ids(44), ids())] == [True, True] + [
+        False
+    ] * 4
+    assert known.find(ids(3), ids(5, 6)) is known.known[0]
+    assert known.find(ids(10, 12), ids(14)) is known.known[1]
+    assert known.find(ids(10, 11), ids(14)) is None
+    assert known.find(HIDDEN, EXPERTS) is None
+    table = np.arange(20, 32).reshape(3, 4)
+    assert known.table(table)
+    assert not known.table(table.T)
+    assert not known.table(table[:2])
+    assert known.parents(ids(4)) == []
+    assert [part.tolist() for part in known.parents(ids(20, 21))] == [[1], [5, 6]]
+
+
+@pytest.mark.parametrize("shut", ["none", "experts", "hidden", "one expert", "both"])
+def test_the_earlier_dimension_is_cut_unless_it_cannot_be(shut: str) -> None:
+    c = Coupling()
+    experts, hidden = c.new_ids(3), c.new_ids(4)
+    pairs = c.cross(experts, hidden)
+    assert pairs is not None
+    assert pairs is not c.cross(experts, hidden)
+    assert np.array_equal(pairs, c.cross(experts, hidden))
+    assert Coupling(recording=False).cross(experts, hidden) is None
+    c.consume(pairs.ravel())
+    for frozen in {
+        "experts": [experts],
+        "hidden": [hidden],
+        "one expert": [experts[:1]],
+        "both": [experts, hidden],
+    }.get(shut, []):
+        c.freeze(frozen, "is shut")
+    solution = c.solve()
+    component, gone = solution.component, solution.frozen[solution.component] < 0
+    expected = {
+        "none": (3, 0),
+        "experts": (0, 4),
+        "hidden": (3, 0),
+        "one expert": (2, 0),
+        "both": (0, 0),
+    }[shut]
+    assert (int(gone[experts].sum()), int(gone[hidden].sum())) == expected
+    assert gone[pairs].sum() == {(3, 0): 12, (0, 4): 12, (2, 0): 8, (0, 0): 0}[expected]
+    if expected == (0, 4):
+        assert (component[pairs] == component[hidden]).all()
+    marked = np.concatenate(c.consumed)
+    assert np.isin([*experts, *hidden], marked).all()
