@@ -9,6 +9,7 @@ survive that is frozen (``trial``).
 from __future__ import annotations
 
 import gc
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ from secateur.structure.rulings import Rulings
 from secateur.structure.runs import Run, RunFailure, Setting, run
 from secateur.structure.sites import Sites
 from secateur.structure.structure import Structure
-from secateur.structure.trial import Recorded, Trial
+from secateur.structure.trial import Deviation, Recorded, Trial
 
 __all__ = ["trace"]
 
@@ -96,13 +97,11 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
         grouping = group_units(coupling, sites, read, norms, notes)
         if not grouping.structure.groups:
             return _with_calls(grouping.structure, recorded[0].run, grouping)
-        for trial in _trials(model, tried, sites, grouping, norms, attributes):
-            deviation = settle(model, tried, trial, grouping, attributes)
-            if deviation is not None:
-                break
-        else:
+        failed = _failed(model, tried, sites, grouping, norms, attributes)
+        if failed is None:
             structure = replace(grouping.structure, attributes=attributes.rules(grouping))
             return _with_calls(structure, recorded[0].run, grouping)
+        trial, deviation, told_apart = failed
         blamed = trial.blame(deviation)
         if not blamed:
             raise TraceError(
@@ -112,25 +111,40 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
             for group, partner in pairs:
                 coupling.tie(grouping.firsts_of(group), grouping.firsts_of(partner))
             continue
-        for group, freeze in blamed.items():
-            coupling.freeze_at(grouping.ids_of(group), freeze)
+        for group in _largest(grouping, blamed) if told_apart else blamed:
+            coupling.freeze_at(grouping.ids_of(group), blamed[group])
 
 
-def _trials(
+def _failed(
     model: nn.Module,
     tried: list[Recorded],
     sites: Sites,
     grouping: Grouping,
     norms: Mapping[str, RmsNorm],
     attributes: SizedAttributes,
-) -> Iterator[Trial]:
-    """One cut of all groups, groups of two apart; then the one that shows what this one's sizes may hide."""
+) -> tuple[Trial, Deviation, bool] | None:
+    """The first trial that fails, with where it does.
+
+    One cut of all groups, groups of two apart; and the one that shows what the sizes of this one may hide, with True.
+    """
     for pairs in (False, True) if any(group.size == 2 for group in grouping.structure.groups) else (False,):
         trial = Trial(model, tried, sites, grouping, norms, pairs=pairs)
-        yield trial
+        if (deviation := settle(model, tried, trial, grouping, attributes)) is not None:
+            return trial, deviation, False
         # By now the attributes that the first cut needed are accepted.
         if not pairs or attributes.rules(grouping):
-            yield trial.with_keep(apart(grouping, attributes, pairs=pairs))
+            trial = trial.with_keep(apart(grouping, attributes, pairs=pairs))
+            if (deviation := settle(model, tried, trial, grouping, attributes)) is not None:
+                return trial, deviation, True
+    return None
+
+
+def _largest(grouping: Grouping, blamed: Mapping[int, Freeze]) -> list[int]:
+    """At each place the largest of the groups blamed for it: smaller ones never become as large as it is whole."""
+    at: dict[str, list[int]] = defaultdict(list)
+    for group, freeze in blamed.items():
+        at[freeze.module].append(group)
+    return [max(groups, key=lambda group: grouping.structure.groups[group].size) for groups in at.values()]
 
 
 def _with_calls(structure: Structure, one: Run, grouping: Grouping) -> Structure:
