@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from tests.law import check_cut
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from secateur.compaction.compact import compact
+from secateur.structure.trace import trace
 
 
 class OneStep(nn.Module):
@@ -174,3 +179,26 @@ class AddsWhereItFits(nn.Module):
 def test_shapes_that_only_a_cut_makes_equal_are_not_made_equal():
     structure = check_cut(AddsWhereItFits(), torch.randn(4, 3), seeds=range(60))
     assert len(structure.groups) == 1
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d,
+        lambda n: nn.InstanceNorm2d(n, affine=True),
+        lambda n: nn.BatchNorm2d(n, affine=False, track_running_stats=False),
+    ],
+)
+def test_norms_without_tensors_say_how_many_features_are_left(norm):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 6, 3), norm(6), nn.ReLU())
+    model.append(nn.Conv2d(6, 2, 3))
+    x = torch.randn(2, 3, 9, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        structure = trace(model, (x,))
+    check_cut(model, x, structure=structure)
+    small = compact(model, structure, {"0": torch.arange(3), "3": torch.arange(4)})
+    assert (small[1].num_features, small[4].num_features) == (3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small(x)

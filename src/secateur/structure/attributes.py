@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from secateur.structure.coupling import Freeze
 from secateur.structure.grouping import Grouping
 from secateur.structure.groups import Attribute, Axis, Keep
-from secateur.structure.ids import Ids
+from secateur.structure.ids import Ids, Label
 from secateur.structure.record import Entry
 from secateur.structure.trial import Deviation, Recorded, Trial
 
-__all__ = ["SizedAttributes", "apart", "settle", "shared"]
+__all__ = ["SizedAttributes", "apart", "of_bare_norms", "settle", "shared"]
 
 #: How many modules outward from the place of a deviation are looked at.
 _REACH = 3
@@ -108,6 +109,29 @@ def shared(
     again = trial.with_keep({**trial.keep, **alike})
     later = again.first_deviation(_values(again, grouping, accepted))
     return pairs if later is None or later.at > deviation.at else []
+
+
+def of_bare_norms(
+    model: nn.Module, returned: Mapping[str, Sequence[Label]], grouping: Grouping
+) -> tuple[Attribute, ...]:
+    """``num_features`` of batch and instance norms without tensors, which compute with any number but warn of another.
+
+    Args:
+        model: what was traced.
+        returned: labels of what each module returned, call by call.
+        grouping: of their ids.
+    """
+    found: list[Attribute] = []
+    for path, labels in returned.items():
+        module = model.get_submodule(path)
+        if not isinstance(module, _NormBase) or any(
+            True for _ in itertools.chain(module.parameters(), module.buffers())
+        ):
+            continue
+        axes = {grouping.axis(f.ids) for label in labels for f in label.factors if f.dims == (1,)}
+        if len(axes) == 1 and (axis := axes.pop()).per_group:
+            found.append(Attribute(f"{path}.num_features" if path else "num_features", axis))
+    return tuple(found)
 
 
 def _outward(path: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import TraceError
-from secateur.structure.attributes import SizedAttributes, apart, settle, shared
+from secateur.structure.attributes import SizedAttributes, apart, of_bare_norms, settle, shared
 from secateur.structure.coupling import Coupling, Freeze
 from secateur.structure.example import Example, Examples, as_examples, summary
 from secateur.structure.grouping import Grouping, group_units
@@ -99,7 +99,8 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
             return _with_calls(grouping.structure, recorded[0].run, grouping)
         failed = _failed(model, tried, sites, grouping, norms, attributes)
         if failed is None:
-            structure = replace(grouping.structure, attributes=attributes.rules(grouping))
+            followed = attributes.rules(grouping) + of_bare_norms(model, recorded[0].run.returned, grouping)
+            structure = replace(grouping.structure, attributes=followed)
             return _with_calls(structure, recorded[0].run, grouping)
         trial, deviation, told_apart = failed
         blamed = trial.blame(deviation)

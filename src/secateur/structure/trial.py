@@ -8,6 +8,7 @@ to the kept units. Where it first differs, an attribute that holds a size may ha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -141,15 +142,17 @@ class Trial:
                     raise _Deviates(reason)
 
             try:
-                run(
-                    self._model,
-                    one.setting,
-                    self._labels,
-                    self._rulings,
-                    self._norms,
-                    prepare=lambda twin: cut_(twin, plan),
-                    on_entry=compare,
-                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what a cut copy warns of says nothing of the model
+                    run(
+                        self._model,
+                        one.setting,
+                        self._labels,
+                        self._rulings,
+                        self._norms,
+                        prepare=lambda twin: cut_(twin, plan),
+                        on_entry=compare,
+                    )
             except RunFailure as failure:
                 return self._deviation(number, min(seen, len(dense) - 1), failure)
             if seen < len(dense):
