@@ -50,3 +50,20 @@ def test_the_least_that_is_accepted_is_met(rules: list[sc.Rule]) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     _, report = pruner.finalize()
     assert report.compact.params <= 0.3 * report.dense.params
+
+
+def test_the_end_of_pruning_is_the_same_a_second_time() -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, x = net(), torch.randn(5, 8)
+        rules = [sc.Rule(), sc.Rule("inputs")]
+        pruner = sc.attach(model, examples=(x,), gates=rules, budget=sc.Budget(keep_macs=0.75))
+        with torch.no_grad():
+            for parameter in pruner.gates.trained:
+                parameter.copy_(torch.randn_like(parameter) * 2 + 1)
+        first, report = pruner.finalize(round_to=4)
+        pruner.finalize()  # whatever was asked for in between
+        second, again = pruner.finalize(round_to=4)
+        assert (report.compact, report.gated, report.flipped) == (again.compact, again.gated, again.flipped)
+        pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+        assert all(a == b and torch.equal(one, other) for (a, one), (b, other) in pairs)

@@ -283,14 +283,13 @@ class Pruner:
         model, gates, units = self.model, self.gates, self._units
         self._loop.ended()
         calls = self._proof_examples(examples)
-        before = gates.pinned
-        was_open = units.open(gates.fixed()).cpu()
-        is_open = was_open if self._budget is None else self._landing.within(self._budget, was_open, round_to)
-        fixed = (
-            gates.fixed() if torch.equal(is_open, was_open) else gates.fixed_with(units.gates(is_open).to(gates.device))
-        )
-        pin(model, fixed.detach().clone())
+        before, gates.pinned = gates.pinned, None  # a second call starts where the first one did
         try:
+            was_open = units.open(gates.fixed()).cpu()
+            is_open = was_open if self._budget is None else self._landing.within(self._budget, was_open, round_to)
+            same = torch.equal(is_open, was_open)
+            fixed = gates.fixed() if same else gates.fixed_with(units.gates(is_open).to(gates.device))
+            pin(model, fixed.detach().clone())
             plain = baked(model, self._removal)
             small = cut_to(plain, units, is_open, round_to=round_to)
             proof = proved(plain, small, units, is_open, calls, round_to=round_to)
