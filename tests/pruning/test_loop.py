@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 
@@ -89,3 +90,34 @@ def test_a_loss_instead_of_what_computes_it_is_refused(method: Method) -> None:
     net, pruner, _ = made(method)
     with pytest.raises(GateError, match=r"got a Tensor, expected a function .* pruner\.loss\(lambda: criterion"):
         pruner.loss(net(X).square().mean())  # type: ignore[arg-type]
+
+
+def test_a_refused_step_counts_for_nothing() -> None:
+    net, pruner, optimizer = made()
+    del optimizer
+    wrong = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    wrong.cycle = torch.optim.lr_scheduler.StepLR(wrong, 1)  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(GateError, match="weight decay"):
+                pruner.step()
+        assert pruner._loop._steps == 0
+        right = torch.optim.Adam(pruner.param_groups(lr=1e-3))
+        del wrong  # it lives on in the cycle, and trains nothing any more
+        pruner.step()
+    finally:
+        gc.enable()
+    assert pruner._loop._steps == 1
+    assert right.param_groups
+
+
+def test_an_optimizer_that_was_refused_is_looked_for_again() -> None:
+    net, pruner, optimizer = made()
+    wrong = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    with pytest.raises(GateError, match="weight decay"):
+        pruner.check(wrong)
+    with pytest.raises(GateError, match="weight decay"):
+        pruner.step()
+    pruner.check(optimizer)
+    pruner.step()  # what was checked is what trains

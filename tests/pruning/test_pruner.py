@@ -318,9 +318,9 @@ def test_the_first_step_finds_optimizers_that_mistreat_gates(build: object, mess
     net = Mlp().double()
     pruner = attach(net, structure=mlp_structure())
     optimizer = build(net, pruner)
-    with pytest.raises(GateError, match=message):
-        pruner.step()
-    pruner.step()  # said once
+    for _ in range(2):  # until it is another one
+        with pytest.raises(GateError, match=message):
+            pruner.step()
     with pytest.raises(GateError, match=message):
         pruner.check(optimizer)
 

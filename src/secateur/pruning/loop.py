@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import torch
 from torch import nn
 
+from secateur.errors import GateError
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.optimizers import Groups, check_groups, groups_in_use
 
@@ -37,21 +39,30 @@ class Loop:
 
     def check(self, groups: Groups, gates: GateSet) -> None:
         """Look at the groups of the optimizers in use; see `check_groups`."""
-        self._checked = True
         check_groups(groups, gates.trained)
+        self._checked = True
 
     def stepped(self, model: nn.Module, gates: GateSet) -> None:
-        """An optimizer step was reported; the first one shows which optimizers there are."""
-        self._steps += 1
+        """An optimizer step was reported; the first one shows which optimizers there are, until they are as needed."""
         if not self._checked:
-            self._checked = True
             if groups := groups_in_use(list(model.parameters())):  # others than torch's are not seen
-                check_groups(groups, gates.trained)
+                self._check_in_use(model, groups, gates)
+            self._checked = True
+        self._steps += 1
         if self._steered and not self._losses:
             self._say(
                 "pruner.step() was called and no loss was asked for: the budget or penalty is not part of what is"
                 " trained. Train what pruner.loss(closure) returns, or add pruner.penalty() to your loss"
             )
+
+    def _check_in_use(self, model: nn.Module, groups: Groups, gates: GateSet) -> None:
+        try:
+            check_groups(groups, gates.trained)
+        except GateError:
+            # One that was given up may live on in a cycle, as with its scheduler.
+            gc.collect()
+            if groups := groups_in_use(list(model.parameters())):
+                check_groups(groups, gates.trained)
 
     def ended(self) -> None:
         """The training is over."""

@@ -188,8 +188,8 @@ class Pruner:
             GateError: an optimizer gives gates weight decay, or trains weights but no gates.
         """
         gates = self.gates
-        gates.pinned = None
         self._loop.stepped(self.model, gates)
+        gates.pinned = None
         gates.constrain_()
         self._pressure.step(gates)
 
