@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from secateur.errors import GateError
 from secateur.pruning.draws import GATES, begin_forward, drawn_now, end_forward, fixed_now
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.index import Index
 from secateur.pruning.outputs import remove_outputs
+from secateur.pruning.registering import register_gate, reorder
 from secateur.structure.groups import FLAT, Group
 from secateur.structure.tensors import listed, slots_of
 
@@ -259,7 +260,7 @@ def place(model: nn.Module, gates: GateSet, maps: Mapping[str, Mapping[int, Map]
     A tied weight is gated under all its names and stays tied.
 
     Raises:
-        GateError: a weight is missing or parametrized already.
+        GateError: a weight is missing, parametrized already or in a module that takes no parametrization.
     """
     places = _places(model)
     problems = [f"{name}: the model has no such parameter" for name in maps if name not in places]
@@ -278,9 +279,13 @@ def place(model: nn.Module, gates: GateSet, maps: Mapping[str, Mapping[int, Map]
             " first (torch.nn.utils.parametrize.remove_parametrizations), or leave these layers out with"
             " sc.Rule(where=...)"
         )
-    for name, dims in maps.items():
-        for owner, key in places[name]:
-            _gate(owner, key, gates, dims)
+    try:
+        for name, dims in maps.items():
+            for owner, key in places[name]:
+                _gate(owner, key, gates, dims)
+    except BaseException:
+        strip(model)
+        raise
     setattr(model, GATES, gates.train(model.training))
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)
     model.register_forward_hook(end_forward, always_call=True)
@@ -305,10 +310,10 @@ def _gate(owner: nn.Module, key: str, gates: GateSet, dims: Mapping[int, Map]) -
 
 def _put(owner: nn.Module, key: str, gate: ConsumerGate) -> None:
     plain = type(owner).forward is nn.Linear.forward and "forward" not in vars(owner)
+    register_gate(owner, key, gate)
     if plain and key == "weight" and gate.dims == (1,) and not gate.has_flat:
         owner.register_forward_pre_hook(gate.enter)
         owner.register_forward_hook(gate.leave, always_call=True)
-    register_parametrization(owner, key, gate, unsafe=True)
 
 
 @contextlib.contextmanager
@@ -386,12 +391,7 @@ def _ungate(site: Site) -> None:
         owner.__class__ = gated_class.__bases__[0]
     if isinstance(original, nn.Parameter):
         owner.register_parameter(key, original)
-        _reorder(owner._parameters, site.gate.order)
+        reorder(owner._parameters, site.gate.order)
     else:
         owner.register_buffer(key, original, persistent=site.gate.persistent)
-        _reorder(owner._buffers, site.gate.order)
-
-
-def _reorder(tensors: dict[str, Any], order: tuple[str, ...]) -> None:
-    for name in [*(name for name in order if name in tensors), *(name for name in list(tensors) if name not in order)]:
-        tensors[name] = tensors.pop(name)
+        reorder(owner._buffers, site.gate.order)
