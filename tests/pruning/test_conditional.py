@@ -316,7 +316,7 @@ def test_methods_whose_closed_gates_hear_the_task_are_refused():
 
 
 def test_a_misspelt_setting_is_refused():
-    with pytest.raises(GateError, match="conditional='always'"):
+    with pytest.raises(GateError, match="conditional is 'always'"):
         attached("lenet", METHODS["arm"], conditional="always")
 
 

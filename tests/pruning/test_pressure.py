@@ -12,6 +12,7 @@ from tests.pruning.test_pruner import batch, resume, saved, train
 from torch import Tensor
 
 import secateur as sc
+from secateur.errors import BudgetError, GateError
 from secateur.pruning import pressure
 from secateur.pruning.attach import attach
 from secateur.pruning.pruner import Pruner
@@ -41,6 +42,50 @@ def pressure_on(pruner: Pruner) -> list[Tensor]:
     """Its gradient; none before the first move."""
     term = pruner.penalty()
     return [*torch.autograd.grad(term, list(pruner.gates.parameters()))] if term.requires_grad else []
+
+
+def test_a_state_of_another_budget_leaves_the_model_whole() -> None:
+    def build(method: sc.Method | None = None, **beside: object) -> tuple[ConvNet, Pruner]:
+        torch.manual_seed(5)
+        net = ConvNet().double()
+        method = sc.HardConcrete(clamp=None) if method is None else method
+        return net, attach(net, structure=conv_structure(), method=method, **beside)  # type: ignore[arg-type]
+
+    net, pruner = build(budget=sc.Budget(keep_params=0.5))
+    optimizer = torch.optim.Adam(pruner.param_groups(lr=1e-3))
+    with torch.no_grad():
+        pruner.gates.trained[0][:5] = -30.0
+    assert pruner.shrink(optimizer, checks=1).removed
+    state = pruner.state_dict()
+    penalty = build(penalty=sc.Penalty(0.1, unit="density"))[1].state_dict()
+    cases = [
+        ({"budget": sc.Budget(keep_params=0.6)}, state, BudgetError, "was steering to"),
+        ({"penalty": sc.Penalty(0.1, unit="density")}, state, BudgetError, "the state of a budget"),
+        ({}, state, GateError, "saved with a budget"),
+        ({"budget": sc.Budget(keep_params=0.5)}, penalty, GateError, "another kind of budget or penalty"),
+    ]
+    for beside, given, error, message in cases:
+        other, second = build(**beside)
+        before, own = {name: tensor.clone() for name, tensor in other.state_dict().items()}, str(second.state_dict())
+        with pytest.raises(error, match=message):
+            second.load_state_dict(given)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+        assert str(second.state_dict()) == own
+    other, second = build(budget=sc.Budget(keep_params=0.5))
+    second.load_state_dict(state)
+    other.load_state_dict(net.state_dict())
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_gradients_that_are_held_for_other_gates_are_refused() -> None:
+    net, pruner, optimizer = made()
+    train(net, pruner, optimizer, range(BETWEEN + 1))
+    state = pruner.state_dict()
+    state["pressure"]["held"]["grads"] = [grad[:-1] for grad in state["pressure"]["held"]["grads"]]
+    _, second, _ = made()
+    with pytest.raises(GateError, match="gates of other shapes"):
+        second.load_state_dict(state)
+    second.load_state_dict(pruner.state_dict())
 
 
 @pytest.mark.usefixtures("few_at_once")

@@ -44,7 +44,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     net, pruner = shut()
     other = torch.optim.Adam(Mlp().parameters())
     refused(net, pruner, other, "trains no parameter of the model")
-    refused(net, pruner, "adam", "got a str")
+    refused(net, pruner, "adam", "optimizer is 'adam', expected the torch.optim.Optimizer")
 
 
 def test_what_is_not_told_is_refused_while_it_lives() -> None:
@@ -158,7 +158,7 @@ def test_methods_that_look_at_norms_are_refused() -> None:
 @pytest.mark.parametrize("options", [{"checks": 0}, {"chance": 0.0}, {"chance": 1.0}])
 def test_settings_out_of_range_are_refused(options: dict[str, float]) -> None:
     _, pruner = shut()
-    with pytest.raises(GateError, match="shrink: checks="):
+    with pytest.raises(GateError, match=r"shrink: ch(ecks|ance) is "):
         pruner.shrink(torch.optim.SGD(pruner.param_groups(lr=0.1)), **options)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from secateur.errors import GateError
 from secateur.gates import Gate, Layout, Method
 from secateur.pruning.activations import module_of
 from secateur.pruning.activity import ActivityL2
+from secateur.pruning.arguments import check_attach
 from secateur.pruning.blocks import branch_of
 from secateur.pruning.choose import Chosen, choose, with_custom
 from secateur.pruning.conditional import When
@@ -71,7 +72,8 @@ def attach(  # noqa: PLR0913 - all but the model by name
             where that was measured to pay, or `True`. It changes no result.
 
     Raises:
-        GateError: the model cannot take gates, nothing can go, or a rule finds nothing. The model is as it was then.
+        GateError: the model cannot take gates, nothing can go, a rule finds nothing, or an argument is of another kind
+            than expected. The model is as it was then.
         TraceError: the model cannot be traced with these examples.
         BudgetError: the budget cannot be reached.
 
@@ -91,14 +93,18 @@ def attach(  # noqa: PLR0913 - all but the model by name
         >>> report.compact.params <= 0.5 * report.dense.params
         True
     """
+    check_attach(
+        examples=examples,
+        structure=structure,
+        gates=gates,
+        budget=budget,
+        penalty=penalty,
+        l2=l2,
+        seed=seed,
+        conditional=conditional,
+    )
     rules = [Rule()] if gates is None else list(gates)
     _check(model, computed=all(getattr(rule, "acts_on_outputs", False) for rule in rules))
-    if examples is None and structure is None:
-        raise GateError(
-            "attach needs examples=(x,), inputs to trace the model with, or structure=, what sc.trace found"
-        )
-    if budget is not None and penalty is not None:
-        raise GateError("attach takes budget= or penalty=, not both: a budget sets its own weight")
     calls = () if examples is None else as_examples(examples)
     if structure is None:
         assert examples is not None
@@ -117,6 +123,7 @@ def attach(  # noqa: PLR0913 - all but the model by name
     controller = None if goal is None else goal.start(costs, calibrated=calibrated)
     if budget is not None:
         feasible(costs, budget.targets(costs.dense), costs.exact(units.open(torch.zeros(sum(units.sizes)))))
+    seed = int(seed)  # which NumPy's integers are not, to torch
     generator = torch.Generator().manual_seed(seed)
     gate_set, norms = _made(model, chosen, generator, seed)
     place(model, gate_set, maps_of(units.groups, structure.shapes))
@@ -125,13 +132,13 @@ def attach(  # noqa: PLR0913 - all but the model by name
         accept_dense_keys(model)
         _bind(model, norms, structure)
         probe(model, calls, [branch_of(group) for group in gated if group.kind == "blocks"])
+        live = live_of(gate_set)
+        live.generator, live.remember = generator, not calls
+        return Pruner(model, units, costs, budget, controller, calls, l2, conditional)
     except BaseException:
         strip(model)
         refuse_dense_keys(model)
         raise
-    live = live_of(gate_set)
-    live.generator, live.remember = generator, not calls
-    return Pruner(model, units, costs, budget, controller, calls, l2, conditional)
 
 
 def _check(model: nn.Module, *, computed: bool) -> None:

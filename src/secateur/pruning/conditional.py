@@ -75,8 +75,6 @@ class Conditional:
     """
 
     def __init__(self, when: When, units: Units, removal: Removal) -> None:
-        if when not in (True, False, "auto"):
-            raise GateError(f"conditional={when!r}, expected 'auto', True or False")
         self.when = when
         self.pays_from: float | None = None
         self.off = "" if when else "attached with conditional=False"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import torch
@@ -59,12 +60,15 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit
         credit: ``"all"`` or ``"group"``.
 
     Raises:
-        GateError: the closure is no function, or gives no scalar, or a number that is not finite; ``draws`` is under 1;
-            or credit by group is asked for where no gate can have it. Gates, draws, buffers and random states are then
-            as they were before the call.
+        GateError: the closure is no function, or gives no scalar, or a number that is not finite; ``draws`` is no
+            whole number of at least 1; or credit by group is asked for where no gate can have it. Gates, draws, buffers
+            and random states are then as they were before the call.
     """
-    if isinstance(draws, bool) or draws < 1:
-        raise GateError(f"draws={draws!r}; expected at least 1, the number of draws that an estimate is the mean of")
+    if not _is_a_number(draws) or draws < 1:
+        raise GateError(
+            f"draws={draws!r}; expected a whole number of at least 1, the number of draws that an estimate is the mean"
+            " of"
+        )
     if not callable(closure):
         raise GateError(
             f"loss: got a {type(closure).__name__}, expected a function without arguments that runs the model, as in"
@@ -97,6 +101,10 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit
     except BaseException:
         before.restore()
         raise
+
+
+def _is_a_number(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Index conventions: ``Z`` gates of the model in a row; ``U`` counted units.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from secateur.budgets.controller import Controller
 from secateur.budgets.penalty import PenaltyTerm
-from secateur.errors import GateError
+from secateur.errors import GateError, SecateurError
 from secateur.pruning.activity import ActivityL2, activity
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.units import Units
@@ -118,18 +119,33 @@ class Pressure:
         own = None if self.controller is None else self.controller.state_dict()
         return {"controller": own, "waited": self._waited, "held": held}
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse what `state_dict` gave of another kind of pressure.
+    def check_state(self, state: Mapping[str, Any], gates: GateSet) -> None:
+        """Refuse what `state_dict` gave of another kind of pressure; nothing is changed.
 
         Raises:
             GateError: it is.
+            BudgetError: it is of another budget.
         """
+        advice = "attach with the same arguments as the run that saved it"
         if (state["controller"] is None) != (self.controller is None):
             saved, here = ("without", "with") if state["controller"] is None else ("with", "without")
             raise GateError(
                 f"the pruner state was saved {saved} a budget or penalty, and this pruner was attached {here} one;"
-                " attach with the same arguments as the run that saved it"
+                f" {advice}"
             )
+        # Copies take it first: they put its numbers in the place of those that they share, and write to none.
+        trial = copy.copy(self)
+        trial.controller = copy.copy(self.controller)
+        other = f"the pruner state was saved with another kind of budget or penalty than this pruner has; {advice}"
+        try:
+            trial.load_state_dict(state, gates)
+        except SecateurError:
+            raise
+        except Exception as error:
+            raise GateError(other) from error
+        held = trial._held
+        if held is not None and any(a.shape != b.shape for a, b in zip(held.sources, held.grads, strict=True)):
+            raise GateError(f"the pruner state is of gates of other shapes than this pruner has; {advice}")
 
     def load_state_dict(self, state: Mapping[str, Any], gates: GateSet) -> None:
         """Continue from `state_dict`.

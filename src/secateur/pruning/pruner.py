@@ -20,6 +20,7 @@ from secateur.budgets.penalty import PenaltyTerm
 from secateur.compaction.compact import cut_of
 from secateur.errors import GateError
 from secateur.pruning.activity import ActivityL2
+from secateur.pruning.arguments import STATE_VERSION, check_optimizer, check_scale, check_shrink, check_state
 from secateur.pruning.conditional import Conditional, When
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import Live, gates_of, live_of
@@ -41,9 +42,6 @@ from secateur.structure.groups import Cost, Group
 from secateur.structure.tensors import named_tensors
 
 __all__ = ["Pruner"]
-
-#: Version of what `Pruner.state_dict` returns.
-STATE_VERSION = 3
 
 
 class Pruner:
@@ -134,6 +132,7 @@ class Pruner:
         Raises:
             GateError: with what to do.
         """
+        check_optimizer(optimizer)
         self._loop.check(optimizer.param_groups, self.gates)
 
     def loss(self, closure: Closure, scale: float = 1.0, draws: int = 1, credit: Credit = "all") -> Tensor:
@@ -148,9 +147,10 @@ class Pruner:
                 units with the others' draws kept, which takes the others' noise out of its estimate.
 
         Raises:
-            GateError: the closure is none, or returns no finite scalar; gates, draws, buffers and random states are
-                unchanged then.
+            GateError: the closure is none, or returns no finite scalar, or ``scale`` or ``draws`` is out of its range;
+                gates, draws, buffers and random states are unchanged then.
         """
+        check_scale(scale)
         model = self.model
         self._loop.lost(self.gates.training)
         task = self.conditional.run(model, closure, lambda: task_loss(model, closure, draws, credit))
@@ -182,7 +182,7 @@ class Pruner:
     def step(self) -> None:
         """After each optimizer step: bring gates back into their range and move the budget's multipliers.
 
-        The first call looks at the optimizers in use, as `check` does.
+        The first call looks at the optimizers in use, as `check` does; so does each one after a call that was refused.
 
         Raises:
             GateError: an optimizer gives gates weight decay, or trains weights but no gates.
@@ -228,8 +228,7 @@ class Pruner:
                 backward, an optimizer does not hold the parameters or keeps state of unknown shape, a method looks at
                 norms of weights, or gates act on outputs. Nothing was changed then.
         """
-        if checks < 1 or not 0.0 < chance < 1.0:
-            raise GateError(f"shrink: checks={checks!r}, chance={chance!r}; expected at least 1, and one in (0, 1)")
+        check_shrink(optimizer, ema, checks, chance)
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         copies = [ema] if isinstance(ema, nn.Module) else list(ema)
         model, gates, removal = self.model, self.gates, self._removal
@@ -345,12 +344,13 @@ class Pruner:
         ``load_state_dict``, and then the optimizer and copies of the model, made anew with their own.
 
         Raises:
-            GateError: the state is of another version, or of a run with another kind of pressure; units were gone then
-                that an optimizer or a forward pass still needs, or are gone here that were not then.
+            GateError: the state is none, of another version, or of a run with another kind of pressure; units were gone
+                then that an optimizer or a forward pass still needs, or are gone here that were not then. Nothing was
+                changed.
+            BudgetError: it is of a run with another budget; nothing was changed.
         """
-        if state.get("version") != STATE_VERSION:
-            raise GateError(f"pruner state of version {state.get('version')!r}, expected {STATE_VERSION}")
-        self._pressure.check_state(state["pressure"])
+        check_state(state)
+        self._pressure.check_state(state["pressure"], self.gates)
         self._removal.load_state_dict(state["removal"], self.model)
         self._pressure.load_state_dict(state["pressure"], self.gates)
         live = self._live()

@@ -22,15 +22,13 @@ __all__ = ["check_free", "check_holds", "check_resizable", "check_unwrapped", "r
 
 
 def check_holds(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
-    """Refuse what is no optimizer of this model.
+    """Refuse optimizers of other models.
 
     Raises:
-        GateError: it is not, with what to do.
+        GateError: one trains no parameter of this, with what to do.
     """
     own = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise GateError(f"shrink: got a {type(optimizer).__name__}, expected a torch.optim.Optimizer or several")
         if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             raise GateError(
                 f"shrink: the {type(optimizer).__name__} trains no parameter of the model, so it would go on with what"

@@ -188,14 +188,14 @@ class Removal:
         """What a resumed run needs to cut a dense model alike."""
         return {"gone": self.gone.clone(), "closed_for": self.closed_for.clone()}
 
-    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Take out of the model what was gone in that run.
+    def check_state(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Refuse what `load_state_dict` cannot take; nothing is changed.
 
         Raises:
             GateError: what is gone here was not gone there, or the model is in use.
         """
         gone, closed_for = state["gone"].cpu(), state["closed_for"].cpu()
-        if gone.shape != self.gone.shape:
+        if gone.shape != self.gone.shape or closed_for.shape != self.gone.shape:
             raise GateError(
                 f"the pruner state is of {len(gone)} gates, this pruner has {len(self.gone)}; attach with the same"
                 " arguments as the run that saved it"
@@ -210,8 +210,14 @@ class Removal:
             check_free(model)
             check_unwrapped(model)
             check_resizable([], [(change.name, change.tensor) for change in self.changes(model, due)])
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Take out of the model what was gone in that run; what `check_state` refuses is refused before."""
+        self.check_state(state, model)
+        due = state["gone"].cpu() & ~self.gone
+        if bool(due.any()):
             self.remove([model], due)
-        self.closed_for = closed_for.clone()
+        self.closed_for = state["closed_for"].cpu().clone()
 
     def _cut(self, model: nn.Module, plan: CutPlan, step: CutPlan, gone: Tensor) -> None:
         units = self._units
