@@ -55,6 +55,18 @@ def test_the_contract(widths: list[int], share: float, opening: float, seed: int
     assert torch.equal(project_onto(costs, scores, found, limits), found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("opening", [0.2, 0.9])
+def test_scores_of_low_precision(dtype: torch.dtype, opening: float) -> None:
+    costs = CostModel(chain([5, 7, 4]))
+    scores, is_open = drawn(costs, 3, opening)
+    scores = scores.to(dtype)
+    limits = limits_of(costs, 0.5, macs=True)
+    found = project_onto(costs, scores, is_open, limits)
+    assert torch.equal(found, project_onto(costs, scores.float(), is_open, limits))
+    assert within(costs.exact(found), limits)
+
+
 @settings(max_examples=100)
 @given(widths=WIDTHS, share=SHARES, opening=SHARES, seed=st.integers(0, 999), slack=st.floats(0.0, 0.3))
 def test_slack_spares_flips(widths: list[int], share: float, opening: float, seed: int, slack: float) -> None:

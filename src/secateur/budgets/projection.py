@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.budgets.costs import CostModel
 from secateur.budgets.flips import first_length, flips, goals, movable_units, within
+from secateur.budgets.runs import on_host
 from secateur.errors import BudgetError
 
 __all__ = ["project_onto"]
@@ -80,7 +81,7 @@ class _Pattern:
 
     def __init__(self, costs: CostModel, scores: Tensor, is_open: Tensor) -> None:
         self.costs = costs
-        self.scores = scores.numpy()
+        self.scores = on_host(scores)
         self.is_open = is_open.clone()
         self.n_open = costs.n_open(is_open)
 
