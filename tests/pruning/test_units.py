@@ -46,6 +46,18 @@ def test_a_structured_unit_is_closed_when_all_that_reads_it_is() -> None:
     assert units().open(z)[:4].all()
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_open_units_are_the_same_whatever_the_default_type(default: torch.dtype) -> None:
+    z = (torch.rand(51) < 0.5).float()
+    expected = units().open(z)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(units().open(z), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @given(st.lists(st.booleans(), min_size=51, max_size=51))
 def test_gates_of_an_open_pattern_give_it_again(flags: list[bool]) -> None:
     found = units()

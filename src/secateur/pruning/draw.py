@@ -138,7 +138,7 @@ class Draw:
         with _undisturbed(gates.device), torch.enable_grad():
             for number, ((gate, norms), noise_of) in enumerate(zip(gates, noise, strict=True)):
                 if number in gates.per_example:
-                    parts.append(torch.ones(gate.layout.total, dtype=gate.dtype, device=gates.device))
+                    parts.append(torch.ones(gate.layout.total, dtype=gate.dtype or torch.float32, device=gates.device))
                 else:
                     parts.append(_sample(gate, norms, noise_of, start, kept, opened).to(gates.device))
                 start += gate.layout.total

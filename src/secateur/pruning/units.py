@@ -174,7 +174,7 @@ class Units:
         if len(self._read):
             read, readers, once = (part.to(is_open.device) for part in (self._read, self._readers, self._read_once))
             seen = torch.cat([coarse, *touched])[readers].float()
-            count = torch.zeros(len(coarse), device=is_open.device).index_add(0, read, seen)
+            count = seen.new_zeros(len(coarse)).index_add(0, read, seen)
             coarse[once] &= count[once] > 0
         owner, owned = self._owner_of.to(is_open.device), self._owned.to(is_open.device)
         coarse &= coarse[owner] | ~owned
