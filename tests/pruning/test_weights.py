@@ -276,5 +276,32 @@ def test_recurrent_weights_after_a_forward_with_gradient() -> None:
     assert report.compact.params == pruner.exact.params == nonzeros(small)
 
 
+def test_weights_of_a_tensor_that_gave_units_their_name_have_another() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(4, 6, batch_first=True)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0][:, -1])
+
+    net = Net().double()
+    x = torch.randn(3, 5, 4, dtype=DTYPE)
+    pruner = attached(net, x, sc.Rule(init_open=0.6), sc.Rule("weights", init_open=0.6))
+    found = [group.name for group in pruner.groups]
+    assert found == ["rnn.weight_ih_l0", "rnn.weight_ih_l0.weights", "rnn.weight_hh_l0", "head.weight"]
+    spread(pruner, 0.7)
+    coarse, fine = (gate.fixed() for gate, _ in pruner.gates)
+    original = net.head.parametrizations.weight.original  # type: ignore[union-attr, operator]
+    net.eval()
+    torch.testing.assert_close(net.head.weight, original * coarse * fine[-18:].view(3, 6))
+    small, report = pruner.finalize()
+    torch.testing.assert_close(small(x), net(x))
+    assert report.compact.params == nonzeros(small)
+    with pytest.raises(sc.GateError, match=r"gated twice: 'rnn\.weight_ih_l0\.weights' by gates\[0\] and gates\[1\]"):
+        choose(Net().double(), pruner.structure, [sc.Rule("weights"), sc.Rule("weights", where="rnn")], None)
+
+
 def test_structure_and_masks_know_no_single_weights() -> None:
     assert all(group.kind != "weights" for group in mlp_structure().groups)

@@ -41,6 +41,7 @@ def weights(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, 
         GateError: nothing is found.
     """
     multiply = {term.label for term in structure.mac_terms}
+    taken = {group.name for group in structure.groups}
     found: list[Group] = []
     others: list[str] = []
     for name, slot in slots_of(model).items():
@@ -50,7 +51,9 @@ def weights(model: nn.Module, structure: Structure, rule: Rule) -> tuple[Group, 
             continue
         size = math.prod(structure.shapes[name])
         index = np.arange(size, dtype=np.int64).reshape(-1, 1)
-        group = Group(name, size, (Member(name, FLAT, index, consumer=True, carrier=False),), kind="weights")
+        member = Member(name, FLAT, index, consumer=True, carrier=False)
+        # Units that several tensors of one module carry, as in an LSTM, are named after the first of these.
+        group = Group(f"{name}.weights" if name in taken else name, size, (member,), kind="weights")
         if rule.takes(group, slot.owner, name, path):
             found.append(group)
         else:
