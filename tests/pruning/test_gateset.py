@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -97,6 +99,25 @@ def test_pinned_gates_act_until_a_checkpoint_without_them_is_loaded() -> None:
 def test_called_as_a_module_it_gives_back_its_input(arguments: tuple[int, ...]) -> None:
     gates = GateSet([Gate(HardConcrete(), Layout((2,)))], [None])
     assert gates(*arguments) == (1 if len(arguments) == 1 else arguments)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda net: net,
+        copy.deepcopy,
+        lambda net: pickle.loads(pickle.dumps(net)),
+        lambda net: net.to("meta").to_empty(device="cpu"),
+        lambda net: net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True) and net,
+    ],
+    ids=["itself", "copied", "pickled", "emptied", "assigned"],
+)
+def test_parameters_stay_tagged_whatever_becomes_of_them(way: Callable[[GateSet], GateSet]) -> None:
+    gates = way(GateSet([Gate(HardConcrete(), Layout((2,)))], [None]))
+    assert [p.secateur_gate for p in gates.parameters()] == [True]  # type: ignore[attr-defined]
+    twin = copy.deepcopy(gates)
+    twin.load_state_dict(gates.state_dict(), assign=True)
+    assert [p.secateur_gate for p in twin.parameters()] == [True]  # type: ignore[attr-defined]
 
 
 def test_parameters_are_tagged() -> None:

@@ -114,8 +114,9 @@ class GateSet(nn.Module):
         self.norms = nn.ModuleDict({str(rule): norm for rule, norm in enumerate(norms) if norm is not None})
         self.seed = seed
         self.per_example = frozenset(per_example)
-        for parameter in self.parameters():
-            parameter.secateur_gate = True  # type: ignore[attr-defined]
+        # Loading by assignment puts new parameters in.
+        self.register_load_state_dict_post_hook(_tag)  # type: ignore[no-untyped-call]
+        _tag(self)
 
     def forward(self, *args: Any) -> Any:
         """What was passed in."""
@@ -188,6 +189,15 @@ class GateSet(nn.Module):
         for gate, _ in self:
             gate.constrain_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _tag(self)  # copies of parameters come without their attributes
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        _tag(self)  # from and to the meta device, parameters are new ones
+        return self
+
     def _of_left(self, values: Tensor) -> Tensor:
         return values if self.left is None else values * self.left.to(values.dtype)
 
@@ -204,3 +214,9 @@ class GateSet(nn.Module):
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _tag(gates: nn.Module, *_: object) -> None:
+    """Mark the parameters of gates, for what sorts parameters by kind."""
+    for parameter in gates.parameters():
+        parameter.secateur_gate = True  # type: ignore[attr-defined]
