@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import GateError
+from secateur.pruning.distributed import reaching
 from secateur.pruning.draw import Draw
 from secateur.pruning.gateset import GateSet, extended
 from secateur.structure.example import Example
@@ -197,7 +198,7 @@ def begin_forward(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         live.narrowing.begin(live.draw)
 
 
-def end_forward(root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def end_forward(root: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Forward hook of the root: the backward pass of this output will know which draw to repeat."""
     gates = gates_of(root)
     live = live_of(gates)
@@ -206,13 +207,16 @@ def end_forward(root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     live.fixed = None
     draw = live.draw
     if draw is None or not gates.training or not torch.is_grad_enabled() or in_backward():
-        return
+        return None
+    if not torch.compiler.is_compiling():
+        output = reaching(output, gates.trained)
     # Nodes run in the reverse order of their making, so this fires before any region of this forward is repeated.
     passed = _Passed(live, draw)
     for tensor in _tensors(output):
         if tensor.grad_fn is not None:
             tensor.register_hook(passed)  # type: ignore[no-untyped-call]
             live.unfinished.add(passed)
+    return output
 
 
 def _forget_cached(root: nn.Module) -> None:
