@@ -193,19 +193,26 @@ def runnable(model: nn.Module, noted: Example) -> Example:
     Raises:
         GateError: it runs on neither.
     """
-    for example in (first_rows(noted), noted):
-        try:
-            with evaluating(model):
-                model(*example.args, **example.kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever a user's model raises
-            problem = error
-        else:
-            return example
+    rows = first_rows(noted)
+    if _problem(model, rows) is None:
+        return rows
+    if (problem := _problem(model, noted)) is None:
+        return noted
     raise GateError(
         "finalize: the model was attached without examples=, and does not run in evaluation mode on what was noted of"
-        f" its first training forward, {summary(noted)}: {type(problem).__name__}: {problem}. Pass inputs for the proof,"
-        " as in pruner.finalize(examples=(x[:2],))"
+        f" its first training forward, {summary(noted)}: {type(problem).__name__}: {problem}. Pass inputs for the"
+        " proof, as in pruner.finalize(examples=(x[:2],))"
     ) from problem
+
+
+def _problem(model: nn.Module, example: Example) -> Exception | None:
+    """What a model raises in evaluation mode."""
+    try:
+        with evaluating(model):
+            model(*example.args, **example.kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever a user's model raises
+        return error
+    return None
 
 
 def differences(
