@@ -24,6 +24,7 @@ from secateur.errors import GateError
 from secateur.pruning.distributed import reaching
 from secateur.pruning.draw import Draw
 from secateur.pruning.gateset import GateSet, extended
+from secateur.pruning.repeats import Repeats
 from secateur.structure.example import Example
 
 __all__ = [
@@ -64,8 +65,7 @@ class Live:
 
     Args:
         generator: source of all draws.
-        draw: the current draw.
-        replay: the draw of the forward pass whose backward is running.
+        replay: the draw of the forward pass whose backward is running, as far as its output tells.
         fixed: evaluation gates during a root forward, with the state of the tensors they were computed from.
         override: extended gates that act instead of all others, for probing.
         held: whether root forwards keep the draw that there is.
@@ -74,10 +74,10 @@ class Live:
         mean_loss: running mean of the losses so far, where a gate's method subtracts it.
         narrowing: what leaves closed units out of training forwards, where that is wanted now.
         unfinished: training forwards whose graph is alive and has not been through a backward pass.
+        repeats: which draw acted when.
     """
 
     generator: torch.Generator
-    draw: Draw | None = None
     replay: Draw | None = None
     fixed: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
     override: Tensor | None = None
@@ -87,6 +87,18 @@ class Live:
     mean_loss: Tensor | None = None
     narrowing: Narrows | None = None
     unfinished: WeakSet[_Passed] = field(default_factory=WeakSet)
+    repeats: Repeats = field(default_factory=Repeats)
+    _draw: Draw | None = None
+
+    @property
+    def draw(self) -> Draw | None:
+        """The current draw."""
+        return self._draw
+
+    @draw.setter
+    def draw(self, draw: Draw | None) -> None:
+        self._draw = draw
+        self.repeats.note(draw)
 
     @contextlib.contextmanager
     def hold(self, draw: Draw) -> Iterator[None]:
@@ -164,9 +176,9 @@ def values_by_example(gates: GateSet, rule: int, n: int, training: bool) -> Tens
 def _acting(gates: GateSet, live: Live) -> Draw:
     """The draw that acts now; made where there is none."""
     draw = live.draw
-    if live.replay is not None and in_backward():
-        draw = live.replay
-        if draw.narrowed:
+    if in_backward() and not torch.compiler.is_compiling():
+        draw = live.repeats.find() or live.replay or draw
+        if draw is not None and draw.narrowed:
             raise GateError(
                 "part of a forward pass that left closed units out is computed again (activation checkpointing), and"
                 " would not leave them out; attach with conditional=False"

@@ -25,6 +25,7 @@ from secateur.pruning.gateset import GateSet
 from secateur.pruning.index import Index
 from secateur.pruning.outputs import remove_outputs
 from secateur.pruning.registering import register_gate, reorder
+from secateur.pruning.repeats import keep_with
 from secateur.structure.groups import FLAT, Group
 from secateur.structure.tensors import listed, slots_of
 
@@ -105,7 +106,8 @@ class ConsumerGate(nn.Module):
         if draw is not None:
             if self.entered:
                 return weight
-            return self._product(weight, draw.read(), lambda start, size: draw.part(gates, start, size))
+            gated = self._product(weight, draw.read(), lambda start, size: draw.part(gates, start, size))
+            return gated if torch.compiler.is_compiling() else keep_with(gated, draw)
         fixed = fixed_now(gates)
         if self.exact_in is not None and gates.pinned is not None and not (self.training and gates.training):
             return self.product(weight.to(self.exact_in[1]), fixed.to(self.exact_in[0])).to(weight.dtype)
@@ -130,7 +132,7 @@ class ConsumerGate(nn.Module):
             return None  # the input's gradient, which nobody else asks for, is a product of matrices
         self.entered = True
         # In the weight's type, as on the weight: under autocast the gates keep theirs.
-        return (x * factor.to(x.device, chain.original.dtype), *args[1:])
+        return (keep_with(x * factor.to(x.device, chain.original.dtype), draw), *args[1:])
 
     def leave(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of the same layer."""
