@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from tests.law import check_cut
+from torch import Tensor, nn
 
 from secateur.structure.coupling import Coupling
 from secateur.structure.crossing import Crossing, Crossings
@@ -73,3 +77,38 @@ def test_the_earlier_dimension_is_cut_unless_it_cannot_be(shut: str) -> None:
         assert (component[pairs] == component[hidden]).all()
     marked = np.concatenate(c.consumed)
     assert np.isin([*experts, *hidden], marked).all()
+
+
+class Table(nn.Module):
+    """Places of a table of three dimensions, of which two merge, beside a hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", torch.randn(1, 5, 7, 3))
+        self.a, self.b, self.c, self.d = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(6, 9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.b(self.a(self.grid).relu()).view(-1, 4).sum(0)
+        made: Tensor = self.d(self.c(x).relu()) + bias
+        return made
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is standardised, for which the dimensions of its filters merge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.a.weight.reshape(1, 8, -1), None, None, training=True).reshape_as(self.a.weight)
+        made: Tensor = self.c(self.b(F.conv2d(x, weight, self.a.bias, padding=1).relu()).relu())
+        return made
+
+
+@pytest.mark.parametrize(("model", "shape", "free"), [(Table, (2, 6), {"a", "c"}), (Standardised, (2, 3, 6, 6), {"b"})])
+def test_the_trial_leaves_room_for_pairs_that_it_does_not_know(
+    model: type[nn.Module], shape: tuple[int, ...], free: set[str]
+) -> None:
+    structure = check_cut(model(), torch.randn(shape))
+    assert {group.name for group in structure.groups} >= free

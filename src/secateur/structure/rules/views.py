@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from secateur.structure.coupling import Coupling
@@ -30,6 +31,7 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
     blocks = matching_blocks(label.shape, shape)
     kept: list[Factor] = []
     came: list[Factor] = []  # what each of these was before
+    unknown: list[Factor] = []
     for factor in sorted(label.factors, key=lambda factor: int(factor.ids.max())):
         made = reshape_factor(factor, label.shape, shape, blocks)
         if made is None:
@@ -40,11 +42,15 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
             first = came.pop(number)
             kept.pop(number)
             pairs = c.cross(first.ids, factor.ids)
-            both = None if pairs is None else make_factor([*first.dims, *factor.dims], pairs)
+            # Pairs that the trial does not know say nothing, but take up their place as well.
+            told = pairs if pairs is not None else np.arange(1, 1 + first.ids.size * factor.ids.size)
+            both = make_factor([*first.dims, *factor.dims], told.reshape(first.ids.size, -1))
             crossed = None if both is None else reshape_factor(both, label.shape, shape, blocks)
             if both is not None and crossed is not None:
                 kept.append(crossed)
                 came.append(both)
+                if pairs is None:
+                    unknown.append(crossed)
         elif met:
             c.freeze(factor.ids, "is merged with another unit's dimension")
         else:
@@ -56,7 +62,8 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
         if all(d in label.uniform or label.shape[d] == 1 for d in old) and any(d in label.uniform for d in old)
         for dim in new
     ]
-    return set_factors(label, shape, kept, uniform)
+    known = [factor for factor in kept if all(factor is not other for other in unknown)]
+    return set_factors(label, shape, known, uniform)
 
 
 def _can_cross(first: Factor, second: Factor) -> bool:
