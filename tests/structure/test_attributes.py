@@ -202,3 +202,20 @@ def test_norms_without_tensors_say_how_many_features_are_left(norm):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small(x)
+
+
+class OtherwiseWithFew(nn.Module):
+    """Normalises where there are enough channels for that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        made: Tensor = self.b(x.square() if x.shape[-1] > 3 else x)
+        return made
+
+
+def test_code_that_does_otherwise_with_few_units_is_seen():
+    assert not check_cut(OtherwiseWithFew(), torch.randn(4, 3), seeds=range(6)).groups

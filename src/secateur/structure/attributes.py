@@ -30,6 +30,8 @@ __all__ = ["SizedAttributes", "apart", "of_bare_norms", "settle", "shared"]
 _REACH = 3
 #: Candidates tried for one deviation; each costs a run up to the deviation.
 _MOST = 24
+#: Units that groups keep alike: as few as there can be, for dimensions of size 1 have no labels.
+_FEW = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +65,12 @@ def apart(grouping: Grouping, accepted: SizedAttributes, *, pairs: bool) -> Keep
 
     An attribute may count more groups than the one that it follows, as one number of heads for two attentions: groups
     that attributes count are cut, each to another number, and others of such a size stay whole. All that remain keep
-    one and the same number, so that code that compares two shapes finds them equal. Groups of two are cut only
-    with ``pairs``.
+    one and the same number, so that code that compares two shapes finds them equal, and a small one, for code that
+    does otherwise with few. Groups of two are cut only with ``pairs``.
     """
     groups = grouping.structure.groups
     counted = {group for rule in accepted.rules(grouping) for group, _ in rule.axis.per_group}
     sizes = {groups[group].size for group in counted}
-    alike = min((group.size for group in groups if group.size > 2), default=3) - 1
     keep: dict[str, torch.Tensor] = {}
     for number, group in enumerate(groups):
         if group.size <= 2:
@@ -77,7 +78,7 @@ def apart(grouping: Grouping, accepted: SizedAttributes, *, pairs: bool) -> Keep
         elif number in counted:
             count = 2 + (sum(other < number for other in counted) + 1) % (group.size - 2)
         else:
-            count = group.size if group.size in sizes else alike
+            count = group.size if group.size in sizes else _FEW
         keep[group.name] = torch.from_numpy(np.arange(group.size - count, group.size))
     return keep
 
