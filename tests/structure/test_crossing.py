@@ -112,3 +112,28 @@ def test_the_trial_leaves_room_for_pairs_that_it_does_not_know(
 ) -> None:
     structure = check_cut(model(), torch.randn(shape))
     assert {group.name for group in structure.groups} >= free
+
+
+class Batched(nn.Module):
+    """Attention that multiplies examples times heads at once, after a mask that it makes itself was added."""
+
+    def __init__(self, n_head: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.query, self.key, self.value = (nn.Linear(6, n_head * width) for _ in range(3))
+        self.out = nn.Linear(n_head * width, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        query, key, value = (
+            part(x).view(b, t, -1, self.width).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        scores = query @ key.mT + torch.zeros(b, 1, t, t).masked_fill(torch.ones(t, t).triu(1) > 0, -9.0)
+        weights = scores.flatten(0, 1).softmax(-1)
+        made: Tensor = self.out((weights @ value.flatten(0, 1)).view(b, -1, t, self.width).transpose(1, 2).flatten(2))
+        return made
+
+
+def test_examples_of_a_tensor_that_the_model_makes_are_no_units_that_merge() -> None:
+    structure = check_cut(Batched(4, 5), torch.randn(2, 7, 6))
+    assert [group.size for group in structure.groups] == [4]

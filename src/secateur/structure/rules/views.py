@@ -37,7 +37,7 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
         if made is None:
             continue
         met = [number for number, other in enumerate(kept) if set(made.dims) & set(other.dims)]
-        if len(met) == 1 and _can_cross(came[met[0]], factor):
+        if len(met) == 1 and _can_cross(c, came[met[0]], factor):
             (number,) = met
             first = came.pop(number)
             kept.pop(number)
@@ -66,10 +66,13 @@ def reshaped(c: Coupling, label: Label, shape: Sequence[int]) -> Label:
     return set_factors(label, shape, known, uniform)
 
 
-def _can_cross(first: Factor, second: Factor) -> bool:
-    """Whether all positions of two dimensions are units, and no unit is in both."""
+def _can_cross(c: Coupling, first: Factor, second: Factor) -> bool:
+    """Whether all positions of two dimensions are parameters' units, and no unit is in both.
+
+    A dimension of what the model makes as it runs has units in the dense run only.
+    """
     a, b = first.ids, second.ids
-    return a.ndim == b.ndim == 1 and 0 < int(a.min()) <= int(a.max()) < int(b.min())
+    return a.ndim == b.ndim == 1 and 0 < int(a.min()) <= int(a.max()) < int(b.min()) and not c.made(b)
 
 
 def renamed(label: Label, shape: Sequence[int], to: Callable[[int], int]) -> Label:
