@@ -282,9 +282,9 @@ def _between(record: dict[str, Any]) -> list[str]:
     return [
         f"Above theirs: {listed}.",
         "What stands between: theirs runs the model once. Ours runs copies of it, dense in evaluation and in training",
-        "mode, then cut, and cut in training mode as well where its own code does something else there. Each run",
-        "follows ids through every operator, on fake tensors, which cost more than plain ones on `meta`, and the trial",
-        "compares every operator with the dense one; theirs knows types of layers and looks at no operator in them.",
+        "mode, then cut in two ways, in training mode as well where its own code does something else there. Each run",
+        "follows ids through every operator, on fake tensors, which cost more than plain ones on `meta`, and the trials",
+        "compare every operator with the dense one; theirs knows types of layers and looks at no operator in them.",
     ]
 
 
@@ -295,7 +295,7 @@ def page(record: dict[str, Any]) -> str:
         "# Tracing: time and memory",
         "",
         "Ours is `sc.trace`: the runs in evaluation and training mode, the coupling, the groups, the costs, and the",
-        "trial cut with everything that it repeats. Theirs is torch-pruning's `build_dependency` and all of its",
+        "trial cuts with everything that they repeat. Theirs is torch-pruning's `build_dependency` and all of its",
         "`get_all_groups`, which run no trial. Both take turns in one process, on the same model in its real size:",
         "median seconds of the processor in one thread, with the least and the most (others used the machine too; the",
         "record has the times on the clock). Written by `benchmarks/trace.py`; no figure here is typed by hand.",
