@@ -284,7 +284,8 @@ def _between(record: dict[str, Any]) -> list[str]:
         "What stands between: theirs runs the model once. Ours runs copies of it, dense in evaluation and in training",
         "mode, then cut in two ways, in training mode as well where its own code does something else there. Each run",
         "follows ids through every operator, on fake tensors, which cost more than plain ones on `meta`, and the",
-        "trials compare every operator with the dense one; theirs knows types of layers and looks at no operator in them.",
+        "trials compare every operator with the dense one; theirs knows types of layers and looks at no operator in",
+        "them.",
     ]
 
 
