@@ -125,9 +125,7 @@ def of_bare_norms(
     found: list[Attribute] = []
     for path, labels in returned.items():
         module = model.get_submodule(path)
-        if not isinstance(module, _NormBase) or any(
-            True for _ in itertools.chain(module.parameters(), module.buffers())
-        ):
+        if not isinstance(module, _NormBase) or [*module.parameters(), *module.buffers()]:
             continue
         axes = {grouping.axis(f.ids) for label in labels for f in label.factors if f.dims == (1,)}
         if len(axes) == 1 and (axis := axes.pop()).per_group:
