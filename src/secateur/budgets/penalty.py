@@ -14,6 +14,7 @@ from torch import Tensor
 from secateur.budgets.costs import KINDS, NO_LATENCY, CostModel, Kind
 from secateur.budgets.seen import Seen
 from secateur.errors import BudgetError
+from secateur.gates.settings import is_a_number
 from secateur.structure.groups import Cost
 
 __all__ = ["Penalty", "PenaltyTerm"]
@@ -50,7 +51,7 @@ class Penalty:
 
     def __post_init__(self) -> None:
         problems = []
-        if not _is_real(self.weight) or not 0.0 <= self.weight < math.inf:
+        if not is_a_number(self.weight, Real) or not 0.0 <= self.weight < math.inf:
             problems.append(f"weight={self.weight!r}, expected a finite number of at least 0")
         if self.unit not in ("count/N", "density"):
             problems.append(f"unit={self.unit!r}, expected 'count/N' or 'density'")
@@ -124,7 +125,3 @@ class PenaltyTerm(Seen):
         """Continue from `state_dict`."""
         if state:
             raise BudgetError(f"PenaltyTerm: got the state of a budget with {', '.join(state)}; expected none")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ from secateur.errors import GateError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["CUSTOM", "Checks", "described"]
+__all__ = ["CUSTOM", "Checks", "described", "is_a_number"]
 
 #: Prefix under which a user's own function or object is recorded: a name to read, not one to import.
 CUSTOM = "custom:"
@@ -76,6 +76,11 @@ class Checks:
         """
         if self.problems:
             raise GateError(f"{self.where}: " + "; ".join(self.problems))
+
+
+def is_a_number(value: object, kind: type) -> bool:
+    """Whether ``value`` is of a kind of number of `numbers`, NumPy's among them; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def described(settings: DataclassInstance) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from secateur.budgets.budget import Budget
 from secateur.budgets.penalty import Penalty
 from secateur.errors import GateError
-from secateur.gates.settings import Checks
+from secateur.gates.settings import Checks, is_a_number
 from secateur.pruning.activity import ActivityL2
 from secateur.structure.structure import Structure
 
@@ -66,7 +66,7 @@ def check_attach(
         "it takes budget= or penalty=, not both: a budget sets its own weight",
     )
     _is_a(checks, "l2", l2, ActivityL2, "an sc.ActivityL2 such as sc.ActivityL2(0.1)")
-    good = _is_a_number(seed, Integral) and int(seed) in _SEEDS  # type: ignore[call-overload]
+    good = is_a_number(seed, Integral) and int(seed) in _SEEDS  # type: ignore[call-overload]
     checks.holds(good, f"seed is {_shown(seed)}, expected a whole number such as 0")
     checks.one_of("conditional", conditional, ("auto", True, False))
     checks.done()
@@ -78,7 +78,7 @@ def check_scale(scale: object) -> None:
     Raises:
         GateError: it is no finite number of at least 0.
     """
-    good = _is_a_number(scale, Real) and 0.0 <= scale < math.inf  # type: ignore[operator]
+    good = is_a_number(scale, Real) and 0.0 <= scale < math.inf  # type: ignore[operator]
     checks = Checks("loss")
     checks.holds(
         good,
@@ -149,10 +149,6 @@ def check_state(state: object) -> None:
         checks.holds(_is_of_generator(state["generator"]), "the state's 'generator' is no state of a torch.Generator")
     checks.holds(not checks.problems, advice)
     checks.done()
-
-
-def _is_a_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _is_of_generator(state: object) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from secateur.errors import GateError
 from secateur.gates.gate import Gate, ScoreFunction
+from secateur.gates.settings import is_a_number
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.gateset import GateSet, Norms
@@ -64,7 +65,7 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit
             whole number of at least 1; or credit by group is asked for where no gate can have it. Gates, draws, buffers
             and random states are then as they were before the call.
     """
-    if not _is_a_number(draws) or draws < 1:
+    if not is_a_number(draws, Integral) or draws < 1:
         raise GateError(
             f"draws={draws!r}; expected a whole number of at least 1, the number of draws that an estimate is the mean"
             " of"
@@ -101,10 +102,6 @@ def task_loss(model: nn.Module, closure: Closure, draws: int = 1, credit: Credit
     except BaseException:
         before.restore()
         raise
-
-
-def _is_a_number(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _surrogate(gates: GateSet, live: Live, draw: Draw, loss: Tensor, other: Tensor) -> Tensor:
