@@ -268,12 +268,8 @@ def alone(rows: Mapping[str, Row]) -> list[Any]:
 
 
 def in_models(rows: Mapping[str, Row]) -> list[Any]:
-    """Parameters of the test that calls `hold_in_a_model`; plain ones, all free or all frozen, are slow together."""
-    return [pytest.param(one, id=name, marks=pytest.mark.slow if _plain_row(one) else ()) for name, one in rows.items()]
-
-
-def _plain_row(one: Row) -> bool:
-    return not one.trial and all(len(set(p)) == len(p) or set(p) == {"."} for p in one.patterns)
+    """Parameters of the test that calls `hold_in_a_model`."""
+    return [pytest.param(one, id=name) for name, one in rows.items()]
 
 
 def _n_units(patterns: Sequence[str]) -> int:
@@ -297,7 +293,9 @@ class Around(nn.Module):
         _, labels = _recorded(
             one.operator, [g.drawn(k) for k, g in enumerate(one.givens)], _labels(one.givens, factors), coupling
         )
-        self.dims = [[factor.dims for factor in label.factors] for label in labels]
+        self.dims = [
+            [factor.dims for factor in label.factors if not coupling.made(factor.ids)] for label in labels
+        ]  # what the operator made itself is no unit of anything, and has no consumer
         generator = torch.Generator().manual_seed(0)
 
         def parameter(*shape: int) -> nn.Parameter:

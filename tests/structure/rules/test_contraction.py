@@ -14,6 +14,11 @@ def weight(*shape: int) -> Given:
     return given(shape, *range(len(shape)), weight=True)
 
 
+def chain(a: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """A product whose order torch chooses by sizes."""
+    return torch.linalg.multi_dot([a, w, v])
+
+
 X = given((3, 6), 1)
 TOKENS = given((2, 3, 6), 2)
 TWO = "is contracted in a product of two activations"
@@ -55,9 +60,7 @@ ROWS: dict[str, Row] = {
     "tensordot": row(
         lambda a, w: torch.tensordot(a, w, dims=([1], [0])), given((2, 6, 3), 1), weight(6, 4), IN, IN, OUT
     ),
-    "chain": row(
-        lambda a, w, v: torch.linalg.multi_dot([a, w, v]), X, weight(6, 4), weight(4, 5), IN, IN, OUT, OUT, "klmno"
-    ),
+    "chain": row(chain, given((1, 6), 1), weight(6, 4), weight(4, 5), IN, IN, OUT, OUT, "klmno"),
     "bilinear": row(
         F.bilinear, given((2, 6), 1), given((2, 4), 1), weight(5, 6, 4), IN, OUT, "klmno", IN, OUT
     ),
@@ -194,3 +197,18 @@ def test_a_mixture_of_experts_as_batched_products() -> None:
 
     structure = check_cut(Experts(), torch.randn(2, 4))
     assert 6 in sizes(structure)
+
+
+def test_a_chain_whose_order_its_sizes_choose_keeps_the_units_that_choose_it() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.randn(*shape)) for shape in ((3, 6), (6, 4), (4, 5)))
+            self.head = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(chain(x @ self.a, self.b, self.c))
+
+    structure = check_cut(Chain(), torch.randn(3, 3))
+    assert "does not come through" in structure.why_frozen("a")
+    assert sizes(structure) == [4, 5]
