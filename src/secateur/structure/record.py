@@ -163,6 +163,10 @@ class Recorder(TorchDispatchMode):
         """Label a tensor."""
         self._labels[tensor] = self.rulings.one(label)
 
+    def left(self, besides: Container[int]) -> list[torch.Tensor]:
+        """All tensors that were seen and still exist, besides those of the given identities."""
+        return self._labels.left(besides)
+
     def alive(self, besides: Container[int]) -> list[Label]:
         """Labels with units of all tensors that still exist, besides those of the given identities."""
         return self._labels.alive(besides)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from secateur.structure.ids import Label
 from secateur.structure.nested import tensors_in
 from secateur.structure.normed import as_one_operator
 from secateur.structure.norms import RmsNorm
+from secateur.structure.outside import Outside
 from secateur.structure.plain import with_graph
 from secateur.structure.record import Entry, Leaving, Recorder, watch
 from secateur.structure.rulings import Rulings
@@ -42,11 +43,13 @@ class Setting:
         example: its inputs.
         training: its mode.
         fake: whether on fake tensors.
+        outside: what its code may write to without it, as it was.
     """
 
     example: Example
     training: bool
     fake: bool
+    outside: Outside
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +136,7 @@ def run(
         recorder.set_label(made, Label(tuple(made.shape), data=True))
         return made
 
+    known = {id(tensor) for tensor in tensors.values()}
     args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
     # What a model compiled by itself runs as it was written, or a compiler would compile the recorder.
@@ -149,20 +153,39 @@ def run(
         except Exception as raised:  # noqa: BLE001 - any error of a user's model is reported with its place
             error = raised
     if error is not None:
+        if prepare is not None:
+            del args, kwargs
+            error = _without_frames(error)
+        _take_back(setting, recorder, known)
         raise RunFailure(recorder.entries, list(recorder.stack), error) from error
     returned = tensors_in(out)
     if not returned:
+        _take_back(setting, recorder, known)
         raise TraceError(
             f"the model returned {type(out).__name__}, in which no tensor was found; expected a tensor or a container, "
             "dataclass or object that holds tensors. Wrap the model so that its forward returns the tensors themselves."
         )
     outputs = [recorder.label(tensor) for tensor in returned]
-    known = {id(tensor) for tensor in tensors.values()}
     read = frozenset(name for name, tensor in tensors.items() if id(tensor) in recorder.read)
     del out, returned, args, kwargs
     escaped = recorder.alive(besides=known) if rulings.coupling.recording else []
+    _take_back(setting, recorder, known)
     branches = () if recorder.branches is None else tuple(recorder.branches.found())
     return Run(recorder.entries, outputs, escaped, read, recorder.returned, branches)
+
+
+def _take_back(setting: Setting, recorder: Recorder, known: Container[int]) -> None:
+    """Undo what the run left outside of its copy; costly only where tensors of it are still there."""
+    if left := recorder.left(besides=known):
+        setting.outside.take_back(left)
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error of a cut copy, which nobody debugs, without the frames that hold the tensors of its forward."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__, one = None, one.__cause__ or one.__context__
+    return error
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from secateur.structure.modes import worth_trying
 from secateur.structure.normed import freeze_read_weights
 from secateur.structure.norms import RmsNorm, find_rms_norms
 from secateur.structure.outputs import outputs_of
+from secateur.structure.outside import Outside
 from secateur.structure.plain import kept_whole, unfit
 from secateur.structure.rulings import Rulings
 from secateur.structure.runs import Run, RunFailure, Setting, run
@@ -164,13 +165,13 @@ def _record(
     coupling = rulings.coupling
     recorded: list[Recorded] = []
     notes: list[str] = []
-    fake = True
+    fake, outside = True, Outside(model)
     for position, example in enumerate(calls):
         for training in (False, True):
             coupling.count_products = position == 0 and not training
             try:
                 try:
-                    setting = Setting(example, training, fake)
+                    setting = Setting(example, training, fake, outside)
                     one = run(model, setting, labels, rulings, norms, calls=not recorded)
                 except RunFailure as failure:
                     # Once evaluation has run on fake tensors, training is given real ones only where it asks for
@@ -181,7 +182,7 @@ def _record(
                     fake = False
                     if coupling.count_products:
                         coupling.products.clear()
-                    setting = Setting(example, training, fake)
+                    setting = Setting(example, training, fake, outside)
                     one = run(model, setting, labels, rulings, norms, calls=not recorded)
                     where = " in training mode" if training else ""
                     notes.append(

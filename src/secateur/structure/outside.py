@@ -1,0 +1,188 @@
+"""What a run leaves outside of its copy of the model, taken back: tables in caches, in globals and in classes.
+
+Code keeps tables that many layers share (positions, masks) where no copy of the model reaches them. A run on fake
+tensors would leave tables without numbers there, for the model itself to find; and a second run, which finds what the
+first one left, does something else than the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from types import CellType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Outside"]
+
+#: How deep containers within containers are followed, how large ones are looked into, and how large ones are copied.
+_DEPTH, _SEARCHED, _COPIED = 3, 1_000, 100_000
+#: Packages that keep no tables of a model.
+_NEVER = frozenset({"torch", "builtins", "abc", "typing", "collections", "secateur"})
+#: Modules of Python whose objects hold what others put there: weak dictionaries, namespaces, a thread's own.
+_HOLDERS = frozenset({"weakref", "types", "_thread"})
+_CACHE = type(functools.lru_cache(maxsize=1)(len))
+_GONE = object()
+
+
+class Outside:
+    """The namespaces and containers that the code of a model writes to without the model, as they are now.
+
+    These are the globals of all modules of the packages that its classes are from, their classes and objects, what
+    their functions close over, and dictionaries and lists in any of them; and the caches of ``functools``, wherever
+    they are.
+
+    Args:
+        model: any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+        self._packages = {kind.__module__.partition(".")[0] for kind in kinds} - _NEVER
+        self._before: dict[int, tuple[Any, Any]] = {}
+        self._caches: list[Any] = []
+        self._misses: dict[Any, int] = {}
+        self._n_modules = 0
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in self._packages and isinstance(module, ModuleType):
+                self._remember(vars(module), _DEPTH)
+        for kind in kinds:  # those defined within functions are in no module
+            self._remember(kind, _DEPTH)
+
+    def take_back(self, left: Iterable[torch.Tensor]) -> None:
+        """Undo what put these tensors where they outlive a run.
+
+        Args:
+            left: tensors that a run has made.
+        """
+        mine = {id(tensor) for tensor in left}
+
+        def is_mine(value: Any) -> bool:
+            return id(value) in mine
+
+        for space, before in self._before.values():
+            _restore(space, before, is_mine)
+        for cache in self._filled():
+            if any(_holds(one, is_mine) for one in gc.get_referents(cache)):
+                cache.cache_clear()
+                self._misses[cache] = 0
+
+    def _remember(self, value: Any, depth: int) -> None:
+        """Copy a place, and those within it."""
+        for space in self._spaces(value):
+            if id(space) in self._before:
+                continue
+            before = _contents(space)
+            if len(before) > _COPIED:
+                continue
+            self._before[id(space)] = space, before
+            if depth and len(before) <= _SEARCHED:
+                for one in before.values() if isinstance(before, dict) else before:
+                    self._remember(one, depth - 1)
+
+    def _spaces(self, value: Any) -> Iterator[Any]:
+        """The places of a value where others can be kept: itself, its attributes, its variables."""
+        kind = type(value)
+        if issubclass(kind, dict | list):
+            yield value
+        elif kind is FunctionType:
+            yield from value.__closure__ or ()
+            yield from [one for one in value.__defaults__ or () if issubclass(type(one), dict | list)]
+            yield value.__dict__
+        elif kind in (staticmethod, classmethod):
+            yield from self._spaces(value.__func__)
+        elif issubclass(kind, type):
+            if self._ours(value):
+                yield value
+        elif kind.__module__ in _HOLDERS:
+            yield from (vars(value),) if hasattr(value, "__dict__") else ()
+        elif self._ours(kind):
+            yield from _attributes(value)
+
+    def _ours(self, kind: Any) -> bool:
+        name = kind.__module__
+        return isinstance(name, str) and name.partition(".")[0] in self._packages
+
+    def _filled(self) -> list[Any]:
+        """Caches of functools that may have taken something in since this was asked last."""
+        if self._n_modules != len(sys.modules):
+            # To search all objects is slow; forwards seldom define caches, but they import modules that do.
+            self._n_modules = len(sys.modules)
+            found = [one for one in gc.get_objects() if type(one) is _CACHE]
+            self._caches = [one for one in found if str(getattr(one, "__module__", "")).partition(".")[0] not in _NEVER]
+        filled = []
+        for cache in self._caches:
+            info = cache.cache_info()
+            if info.currsize and self._misses.get(cache) != info.misses:
+                filled.append(cache)
+            self._misses[cache] = info.misses
+        return filled
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """The attributes of an object, past whatever its class makes of them; none where it keeps them otherwise."""
+    try:
+        yield object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return
+
+
+def _contents(space: Any) -> Any:
+    """A shallow copy of a place: a list as a list, all else as a dictionary."""
+    if type(space) is CellType:
+        try:
+            return {"cell_contents": space.cell_contents}
+        except ValueError:  # not yet assigned
+            return {}
+    if isinstance(space, type):
+        return dict(type.__getattribute__(space, "__dict__"))
+    # Past what a subclass makes of its items: some make them when they are asked.
+    return dict(dict.items(space)) if issubclass(type(space), dict) else list.copy(space)
+
+
+def _restore(space: Any, before: Any, is_mine: Callable[[Any], bool]) -> None:
+    """Make a place what it was, if a tensor of the run has come to it."""
+    now = _contents(space)
+    if isinstance(now, list):
+        same = len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+        if not same and any(_holds(one, is_mine) for one in now):
+            space[:] = before
+        return
+    changed = [key for key in {**before, **now} if before.get(key, _GONE) is not now.get(key, _GONE)]
+    if any(_holds(now.get(key), is_mine) for key in changed):
+        for key in changed:
+            _set(space, key, before.get(key, _GONE))
+
+
+def _set(space: Any, key: Any, value: Any) -> None:
+    if type(space) is CellType or isinstance(space, type):
+        if value is _GONE:
+            delattr(space, key)
+        else:
+            setattr(space, key, value)
+    elif value is _GONE:
+        del space[key]
+    else:
+        space[key] = value
+
+
+def _holds(value: Any, is_mine: Callable[[Any], bool], depth: int = _DEPTH) -> bool:
+    """Whether a value is a tensor of the run, or a container or an object with one in it."""
+    if isinstance(value, torch.Tensor):
+        return is_mine(value)
+    return depth > 0 and any(_holds(one, is_mine, depth - 1) for one in _parts(value))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    kind = type(value)
+    if issubclass(kind, dict):
+        yield from dict.values(value)
+    elif issubclass(kind, list | tuple | set | frozenset):
+        yield from value
+    elif not issubclass(kind, type | ModuleType) and kind.__module__ not in _NEVER:
+        for attributes in _attributes(value):
+            yield from dict.values(attributes)

@@ -1,0 +1,278 @@
+"""What a trace leaves outside of the model: nothing, wherever the model's code keeps its tables."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tests.law import check_cut, linear_net, sizes
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+import secateur as sc
+from secateur.structure.outside import Outside
+
+
+def made(n: int) -> Tensor:
+    return torch.arange(n).double() / n + 1.0
+
+
+_cached = functools.lru_cache(maxsize=4)(made)
+_kept_for_ever = functools.cache(made)
+_several = functools.cache(lambda n: {"sin": (made(n), made(n))})
+_table: dict[int, Tensor] = {}
+_by_device: dict[str, dict[int, Tensor]] = defaultdict(dict)
+_ordered: OrderedDict[int, Tensor] = OrderedDict({1: made(1)})
+_list: list[Tensor] = []
+_once: Tensor | None = None
+_ready = False
+_spare = types.SimpleNamespace(kept=None)
+_local = threading.local()
+_weak: weakref.WeakKeyDictionary[type, Tensor] = weakref.WeakKeyDictionary()
+
+
+def in_dictionary(n: int) -> Tensor:
+    if n not in _table:
+        _table[n] = made(n)
+    return _table[n]
+
+
+def in_inner_dictionary(n: int) -> Tensor:
+    if n not in _by_device["cpu"]:
+        _by_device["cpu"][n] = made(n)
+    return _by_device["cpu"][n]
+
+
+def in_order(n: int) -> Tensor:
+    if n not in _ordered:
+        _ordered[n] = made(n)
+    return _ordered[n]
+
+
+def in_list(n: int) -> Tensor:
+    if not _list:
+        _list.append(made(n))
+    return _list[0]
+
+
+def in_global(n: int) -> Tensor:
+    global _once, _ready
+    if not _ready:
+        _once, _ready = made(n), True
+    assert _once is not None
+    return _once
+
+
+def in_namespace(n: int) -> Tensor:
+    if _spare.kept is None:
+        _spare.kept = made(n)
+    return _spare.kept
+
+
+def in_thread(n: int) -> Tensor:
+    if not hasattr(_local, "kept"):
+        _local.kept = made(n)
+    return _local.kept
+
+
+def in_weak(n: int) -> Tensor:
+    if Holder not in _weak:
+        _weak[Holder] = made(n)
+    return _weak[Holder]
+
+
+class Holder:
+    tables: ClassVar[dict[int, Tensor]] = {}
+    one: ClassVar[Tensor | None] = None
+
+    def __init__(self) -> None:
+        self.mine: dict[int, Tensor] = {}
+
+    @classmethod
+    def in_class(cls, n: int) -> Tensor:
+        if cls.one is None:
+            cls.one = made(n)
+        return cls.one
+
+    @staticmethod
+    def in_table(n: int) -> Tensor:
+        return Holder.tables.setdefault(n, made(n)) if n not in Holder.tables else Holder.tables[n]
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1)
+    def in_method_cache(n: int) -> Tensor:
+        return made(n)
+
+    def in_object(self, n: int) -> Tensor:
+        if n not in self.mine:
+            self.mine[n] = made(n)
+        return self.mine[n]
+
+
+_holder = Holder()
+
+
+def remembered(function: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    known: dict[int, Tensor] = {}
+
+    @functools.wraps(function)
+    def ask(n: int) -> Tensor:
+        if n not in known:
+            known[n] = function(n)
+        return known[n]
+
+    return ask
+
+
+def counted(function: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    last = None
+
+    def ask(n: int) -> Tensor:
+        nonlocal last
+        last = function(n) if last is None else last
+        return last
+
+    return ask
+
+
+def in_default(n: int, known: dict[int, Tensor] = {}) -> Tensor:  # noqa: B006 - what code does
+    if n not in known:
+        known[n] = made(n)
+    return known[n]
+
+
+def in_function(n: int) -> Tensor:
+    if not hasattr(in_function, "kept"):
+        in_function.kept = made(n)  # type: ignore[attr-defined]
+    return in_function.kept  # type: ignore[attr-defined, no-any-return]
+
+
+_in_closure = remembered(made)
+_in_variable = counted(made)
+
+KEEPERS: dict[str, Callable[[int], Any]] = {
+    "lru_cache": _cached,
+    "cache": _kept_for_ever,
+    "cache of containers": lambda n: _several(n)["sin"][1],
+    "cache of a method": Holder.in_method_cache,
+    "dictionary": in_dictionary,
+    "dictionary of dictionaries": in_inner_dictionary,
+    "ordered dictionary": in_order,
+    "list": in_list,
+    "two globals": in_global,
+    "namespace": in_namespace,
+    "thread's own": in_thread,
+    "weak dictionary": in_weak,
+    "class": Holder.in_class,
+    "class's dictionary": Holder.in_table,
+    "object": _holder.in_object,
+    "closure's dictionary": _in_closure,
+    "closure's variable": _in_variable,
+    "default": in_default,
+    "function": in_function,
+}
+
+
+class Net(nn.Module):
+    """Adds a table that lies elsewhere to hidden units' sums; ``looks``: at a value, so that no fake tensor does."""
+
+    def __init__(self, table: Callable[[int], Tensor], *, looks: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.table, self.looks = table, looks
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(self.a(x).relu()) * self.table(3).to(x.dtype)
+        return h.clone() if self.looks and bool(x.sum() > 0) else h
+
+
+def fresh(name: str) -> Callable[[int], Tensor]:
+    """A keeper that keeps nothing yet."""
+    global _once, _ready
+    for cache in (_cached, _kept_for_ever, _several, Holder.in_method_cache):
+        cache.cache_clear()
+    for kept in (_table, _by_device, _list, Holder.tables, _holder.mine, _local.__dict__, vars(in_function), _weak):
+        kept.clear()
+    _ordered.pop(3, None)
+    in_default.__defaults__[0].clear()  # type: ignore[index]
+    _once, _ready, _spare.kept, Holder.one = None, False, None, None
+    for function in (_in_closure, _in_variable):
+        for cell in function.__closure__ or ():  # type: ignore[attr-defined]
+            if isinstance(cell.cell_contents, dict):
+                cell.cell_contents.clear()
+            elif isinstance(cell.cell_contents, Tensor):
+                cell.cell_contents = None
+    return KEEPERS[name]
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["fake", "real"])
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_table_outside_of_the_model_is_neither_left_there_nor_in_the_way(name: str, looks: bool) -> None:
+    net = Net(fresh(name), looks=looks)
+    structure = sc.trace(net, (torch.rand(2, 4),))
+    assert sizes(structure) == [8]
+    found = net(torch.rand(2, 4))
+    assert not isinstance(found, FakeTensor)
+    assert torch.equal(KEEPERS[name](3), made(3))
+    # Once it is filled, with numbers, a trace reads it and leaves it.
+    kept = KEEPERS[name](3)
+    assert sizes(check_cut(net, torch.rand(2, 4))) == [8]
+    assert KEEPERS[name](3) is kept
+
+
+def test_what_a_failing_forward_left_is_taken_back() -> None:
+    def fails(n: int) -> Tensor:
+        in_dictionary(n)
+        raise RuntimeError("not today")
+
+    fresh("dictionary")
+    with pytest.raises(sc.TraceError, match="not today"):
+        sc.trace(Net(fails), (torch.rand(2, 4),))
+    assert not _table
+
+
+def test_units_that_escape_are_frozen_and_what_holds_them_is_emptied() -> None:
+    fresh("list")
+
+    def keeps(net: nn.Module, h: Tensor) -> Tensor:
+        _list.append(h)
+        return h
+
+    structure = sc.trace(linear_net(keeps), (torch.rand(2, 4),))
+    assert "escapes" in structure.why_frozen("a.weight")
+    assert not _list
+
+
+def test_what_has_nothing_to_do_with_a_run_stays() -> None:
+    fresh("dictionary")
+    outside = Outside(Net(in_dictionary))
+    other, mine = made(2), made(3)
+    _table[2] = other
+    _list.append(mine)
+    outside.take_back([mine])
+    assert _table[2] is other
+    assert not _list
+
+
+def test_items_that_a_dictionary_makes_when_asked_are_not_asked_for() -> None:
+    structure = sc.trace(Net(made), (torch.rand(2, 4),))
+    assert sizes(structure) == [8]
+    assert not Lazy.asked
+
+
+class Lazy(OrderedDict[str, Any]):
+    asked: ClassVar[list[str]] = []
+
+    def __getitem__(self, key: str) -> Any:
+        Lazy.asked.append(key)
+        return super().__getitem__(key)
+
+
+_lazy = Lazy(a=1)
