@@ -261,7 +261,7 @@ def test_what_has_nothing_to_do_with_a_run_stays() -> None:
     assert not _list
 
 
-def test_items_that_a_dictionary_makes_when_asked_are_not_asked_for() -> None:
+def test_values_of_every_kind_lie_beside_and_are_not_asked_for_what_they_make() -> None:
     structure = sc.trace(Net(made), (torch.rand(2, 4),))
     assert sizes(structure) == [8]
     assert not Lazy.asked
@@ -275,4 +275,10 @@ class Lazy(OrderedDict[str, Any]):
         return super().__getitem__(key)
 
 
+class Closed:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("not even its class")
+
+
 _lazy = Lazy(a=1)
+_odd = [list[int], types.MappingProxyType({}), Closed(), weakref.ref(Closed), iter([]), functools.partial(made, 2)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -98,9 +99,7 @@ class Outside:
         elif issubclass(kind, type):
             if self._ours(value):
                 yield value
-        elif kind.__module__ in _HOLDERS:
-            yield from (vars(value),) if hasattr(value, "__dict__") else ()
-        elif self._ours(kind):
+        elif self._ours(kind) or kind.__module__ in _HOLDERS:
             yield from _attributes(value)
 
     def _ours(self, kind: Any) -> bool:
@@ -126,9 +125,12 @@ class Outside:
 def _attributes(value: Any) -> Iterator[Any]:
     """The attributes of an object, past whatever its class makes of them; none where it keeps them otherwise."""
     try:
-        yield object.__getattribute__(value, "__dict__")
+        # A thread's own are made by asking.
+        found = vars(value) if type(value) is threading.local else object.__getattribute__(value, "__dict__")
     except AttributeError:
         return
+    if type(found) is dict:
+        yield found
 
 
 def _contents(space: Any) -> Any:

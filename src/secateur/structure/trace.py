@@ -44,7 +44,8 @@ def trace(model: nn.Module, examples: Examples) -> Structure:
     """Find which units of a model can go, and what is coupled to what.
 
     The model itself is not run and not changed: a copy on fake tensors is, in evaluation and training
-    mode, for every example. Models that look at values fall back to a real copy.
+    mode, for every example. Models that look at values fall back to a real copy. What the forward keeps outside of
+    the model (tables in globals, classes and caches) is afterwards as it was before.
 
     Args:
         model: any ``nn.Module``, on any one device, ``meta`` included.
