@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -225,6 +227,21 @@ def test_a_table_outside_of_the_model_is_neither_left_there_nor_in_the_way(name:
     kept = KEEPERS[name](3)
     assert sizes(check_cut(net, torch.rand(2, 4))) == [8]
     assert KEEPERS[name](3) is kept
+
+
+def test_tables_of_a_package_that_has_no_class_of_the_model_are_taken_back(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "kept_elsewhere.py").write_text("""
+import torch
+TABLES = {}
+def table(n):
+    if n not in TABLES:
+        TABLES[n] = torch.arange(n) / n + 1.0
+    return TABLES[n]
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(globals(), "elsewhere", elsewhere := importlib.import_module("kept_elsewhere"))
+    assert sizes(sc.trace(Net(elsewhere.table), (torch.rand(2, 4),))) == [8]
+    assert not elsewhere.TABLES
 
 
 def test_what_a_failing_forward_left_is_taken_back() -> None:

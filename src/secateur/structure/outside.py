@@ -23,7 +23,7 @@ __all__ = ["Outside"]
 #: How deep containers within containers are followed, how large ones are looked into, and how large ones are copied.
 _DEPTH, _SEARCHED, _COPIED = 3, 1_000, 100_000
 #: Packages that keep no tables of a model.
-_NEVER = frozenset({"torch", "builtins", "abc", "typing", "collections", "secateur"})
+_NEVER = sys.stdlib_module_names | {"torch", "numpy", "secateur"}
 #: Modules of Python whose objects hold what others put there: weak dictionaries, namespaces, a thread's own.
 _HOLDERS = frozenset({"weakref", "types", "_thread"})
 _CACHE = type(functools.lru_cache(maxsize=1)(len))
@@ -33,9 +33,9 @@ _GONE = object()
 class Outside:
     """The namespaces and containers that the code of a model writes to without the model, as they are now.
 
-    These are the globals of all modules of the packages that its classes are from, their classes and objects, what
-    their functions close over, and dictionaries and lists in any of them; and the caches of ``functools``, wherever
-    they are.
+    These are the globals of all modules of the packages that its classes are from, and of what those import; their
+    classes and objects, what their functions close over, and dictionaries and lists in any of them; and the caches of
+    ``functools``, wherever they are.
 
     Args:
         model: any module.
@@ -43,16 +43,15 @@ class Outside:
 
     def __init__(self, model: nn.Module) -> None:
         kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-        self._packages = {kind.__module__.partition(".")[0] for kind in kinds} - _NEVER
+        self._packages = {_top(kind.__module__) for kind in kinds} - _NEVER
         self._before: dict[int, tuple[Any, Any]] = {}
         self._caches: list[Any] = []
         self._misses: dict[Any, int] = {}
         self._n_modules = 0
-        for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] in self._packages and isinstance(module, ModuleType):
-                self._remember(vars(module), _DEPTH)
-        for kind in kinds:  # those defined within functions are in no module
-            self._remember(kind, _DEPTH)
+        # Classes defined within functions are in no module.
+        level = [module for name, module in list(sys.modules.items()) if _top(name) in self._packages] + list(kinds)
+        for _ in range(_DEPTH + 1):
+            level = [one for value in level for one in self._remember(value)]
 
     def take_back(self, left: Iterable[torch.Tensor]) -> None:
         """Undo what put these tensors where they outlive a run.
@@ -72,8 +71,8 @@ class Outside:
                 cache.cache_clear()
                 self._misses[cache] = 0
 
-    def _remember(self, value: Any, depth: int) -> None:
-        """Copy a place, and those within it."""
+    def _remember(self, value: Any) -> Iterator[Any]:
+        """Copy the places of a value; what is in them, where that can be places again."""
         for space in self._spaces(value):
             if id(space) in self._before:
                 continue
@@ -81,16 +80,20 @@ class Outside:
             if len(before) > _COPIED:
                 continue
             self._before[id(space)] = space, before
-            if depth and len(before) <= _SEARCHED:
-                for one in before.values() if isinstance(before, dict) else before:
-                    self._remember(one, depth - 1)
+            if len(before) <= _SEARCHED:
+                yield from before.values() if isinstance(before, dict) else before
 
     def _spaces(self, value: Any) -> Iterator[Any]:
         """The places of a value where others can be kept: itself, its attributes, its variables."""
         kind = type(value)
         if issubclass(kind, dict | list):
             yield value
+        elif issubclass(kind, ModuleType):
+            if _top(vars(value).get("__name__")) not in _NEVER:
+                yield vars(value)
         elif kind is FunctionType:
+            if _top(value.__module__) not in _NEVER:
+                yield value.__globals__
             yield from value.__closure__ or ()
             yield from [one for one in value.__defaults__ or () if issubclass(type(one), dict | list)]
             yield value.__dict__
@@ -103,8 +106,7 @@ class Outside:
             yield from _attributes(value)
 
     def _ours(self, kind: Any) -> bool:
-        name = kind.__module__
-        return isinstance(name, str) and name.partition(".")[0] in self._packages
+        return _top(kind.__module__) in self._packages
 
     def _filled(self) -> list[Any]:
         """Caches of functools that may have taken something in since this was asked last."""
@@ -112,7 +114,7 @@ class Outside:
             # To search all objects is slow; forwards seldom define caches, but they import modules that do.
             self._n_modules = len(sys.modules)
             found = [one for one in gc.get_objects() if type(one) is _CACHE]
-            self._caches = [one for one in found if str(getattr(one, "__module__", "")).partition(".")[0] not in _NEVER]
+            self._caches = [one for one in found if _top(getattr(one, "__module__", "")) not in _NEVER]
         filled = []
         for cache in self._caches:
             info = cache.cache_info()
@@ -120,6 +122,11 @@ class Outside:
                 filled.append(cache)
             self._misses[cache] = info.misses
         return filled
+
+
+def _top(name: Any) -> str:
+    """The package of a module's name, where it is one."""
+    return name.partition(".")[0] if isinstance(name, str) else ""
 
 
 def _attributes(value: Any) -> Iterator[Any]:
@@ -142,6 +149,8 @@ def _contents(space: Any) -> Any:
             return {}
     if isinstance(space, type):
         return dict(type.__getattribute__(space, "__dict__"))
+    if type(space) is dict:
+        return space.copy()  # at once, whatever other threads do to it
     # Past what a subclass makes of its items: some make them when they are asked.
     return dict(dict.items(space)) if issubclass(type(space), dict) else list.copy(space)
 
