@@ -267,6 +267,31 @@ def test_units_that_escape_are_frozen_and_what_holds_them_is_emptied() -> None:
     assert not _list
 
 
+def test_what_hooks_keep_is_not_left_with_them() -> None:
+    seen: list[Tensor] = []
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    net[1].register_forward_pre_hook(Watcher().note)
+    net[2].register_forward_hook(functools.partial(noted, seen))
+    structure = sc.trace(net, (torch.rand(2, 4),))
+    assert "escapes" in structure.why_frozen("0.weight")
+    assert not seen
+    assert not Watcher.seen
+    assert not _table
+
+
+class Watcher:
+    seen: ClassVar[list[Tensor]] = []
+
+    def note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _table[0] = inputs[0].detach()
+        self.seen.append(inputs[0])
+
+
+def noted(seen: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
+    seen.append(output)
+
+
 def test_what_has_nothing_to_do_with_a_run_stays() -> None:
     fresh("dictionary")
     outside = Outside(Net(in_dictionary))

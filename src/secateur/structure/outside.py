@@ -12,7 +12,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import CellType, FunctionType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -27,15 +27,22 @@ _NEVER = sys.stdlib_module_names | {"torch", "numpy", "secateur"}
 #: Modules of Python whose objects hold what others put there: weak dictionaries, namespaces, a thread's own.
 _HOLDERS = frozenset({"weakref", "types", "_thread"})
 _CACHE = type(functools.lru_cache(maxsize=1)(len))
+#: What hands calls on to others, and to which.
+_WRAPPED: dict[type, Callable[[Any], Iterable[Any]]] = {
+    staticmethod: lambda one: (one.__func__,),
+    classmethod: lambda one: (one.__func__,),
+    MethodType: lambda one: (one.__func__, one.__self__),
+    functools.partial: lambda one: (one.func, *one.args, *one.keywords.values()),
+}
 _GONE = object()
 
 
 class Outside:
     """The namespaces and containers that the code of a model writes to without the model, as they are now.
 
-    These are the globals of all modules of the packages that its classes are from, and of what those import; their
-    classes and objects, what their functions close over, and dictionaries and lists in any of them; and the caches of
-    ``functools``, wherever they are.
+    These are the globals of all modules of the packages that its classes are from, of what those import, and of its
+    hooks; their classes and objects, what their functions close over, and dictionaries and lists in any of them; and
+    the caches of ``functools``, wherever they are.
 
     Args:
         model: any module.
@@ -43,13 +50,14 @@ class Outside:
 
     def __init__(self, model: nn.Module) -> None:
         kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-        self._packages = {_top(kind.__module__) for kind in kinds} - _NEVER
+        packages = {_top(kind.__module__) for kind in kinds} - _NEVER
         self._before: dict[int, tuple[Any, Any]] = {}
         self._caches: list[Any] = []
         self._misses: dict[Any, int] = {}
         self._n_modules = 0
-        # Classes defined within functions are in no module.
-        level = [module for name, module in list(sys.modules.items()) if _top(name) in self._packages] + list(kinds)
+        level: list[Any] = [module for name, module in list(sys.modules.items()) if _top(name) in packages]
+        level += kinds  # those defined within functions are in no module
+        level += _functions(model)
         for _ in range(_DEPTH + 1):
             level = [one for value in level for one in self._remember(value)]
 
@@ -73,7 +81,7 @@ class Outside:
 
     def _remember(self, value: Any) -> Iterator[Any]:
         """Copy the places of a value; what is in them, where that can be places again."""
-        for space in self._spaces(value):
+        for space in _spaces(value):
             if id(space) in self._before:
                 continue
             before = _contents(space)
@@ -82,31 +90,6 @@ class Outside:
             self._before[id(space)] = space, before
             if len(before) <= _SEARCHED:
                 yield from before.values() if isinstance(before, dict) else before
-
-    def _spaces(self, value: Any) -> Iterator[Any]:
-        """The places of a value where others can be kept: itself, its attributes, its variables."""
-        kind = type(value)
-        if issubclass(kind, dict | list):
-            yield value
-        elif issubclass(kind, ModuleType):
-            if _top(vars(value).get("__name__")) not in _NEVER:
-                yield vars(value)
-        elif kind is FunctionType:
-            if _top(value.__module__) not in _NEVER:
-                yield value.__globals__
-            yield from value.__closure__ or ()
-            yield from [one for one in value.__defaults__ or () if issubclass(type(one), dict | list)]
-            yield value.__dict__
-        elif kind in (staticmethod, classmethod):
-            yield from self._spaces(value.__func__)
-        elif issubclass(kind, type):
-            if self._ours(value):
-                yield value
-        elif self._ours(kind) or kind.__module__ in _HOLDERS:
-            yield from _attributes(value)
-
-    def _ours(self, kind: Any) -> bool:
-        return _top(kind.__module__) in self._packages
 
     def _filled(self) -> list[Any]:
         """Caches of functools that may have taken something in since this was asked last."""
@@ -124,9 +107,53 @@ class Outside:
         return filled
 
 
+def _functions(model: nn.Module) -> Iterator[Any]:
+    """What modules call besides each other: hooks, and functions that are attributes."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and value:
+                yield from value.values()
+            elif type(value) in (FunctionType, MethodType, functools.partial):
+                yield value
+
+
 def _top(name: Any) -> str:
-    """The package of a module's name, where it is one."""
-    return name.partition(".")[0] if isinstance(name, str) else ""
+    """The package of a module's name; Python's own where there is none."""
+    return name.partition(".")[0] if isinstance(name, str) else "builtins"
+
+
+def _spaces(value: Any) -> Iterator[Any]:
+    """The places of a value where others can be kept: itself, its attributes, its variables."""
+    kind = type(value)
+    if issubclass(kind, dict | list):
+        yield value
+    elif kind is FunctionType:
+        yield from _places_of(value)
+    elif kind in _WRAPPED:
+        for one in _WRAPPED[kind](value):
+            yield from _spaces(one)
+    elif issubclass(kind, ModuleType):
+        if _top(vars(value).get("__name__")) not in _NEVER:
+            yield vars(value)
+    elif issubclass(kind, type):
+        if _ours(value):
+            yield value
+    elif _ours(kind) or kind.__module__ in _HOLDERS:
+        yield from _attributes(value)
+
+
+def _places_of(function: FunctionType) -> Iterator[Any]:
+    """Its globals, the variables that it closes over, containers among its defaults, and its attributes."""
+    if _ours(function):
+        yield function.__globals__
+    yield from function.__closure__ or ()
+    yield from [one for one in function.__defaults__ or () if issubclass(type(one), dict | list)]
+    yield function.__dict__
+
+
+def _ours(value: Any) -> bool:
+    """Whether a class or a function is neither Python's nor torch's."""
+    return _top(value.__module__) not in _NEVER
 
 
 def _attributes(value: Any) -> Iterator[Any]:
