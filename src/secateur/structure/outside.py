@@ -82,11 +82,9 @@ class Outside:
     def _remember(self, value: Any) -> Iterator[Any]:
         """Copy the places of a value; what is in them, where that can be places again."""
         for space in _spaces(value):
-            if id(space) in self._before:
+            if id(space) in self._before or (issubclass(type(space), dict | list) and len(space) > _COPIED):
                 continue
             before = _contents(space)
-            if len(before) > _COPIED:
-                continue
             self._before[id(space)] = space, before
             if len(before) <= _SEARCHED:
                 yield from before.values() if isinstance(before, dict) else before
