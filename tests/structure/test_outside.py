@@ -297,10 +297,13 @@ def test_what_has_nothing_to_do_with_a_run_stays() -> None:
     outside = Outside(Net(in_dictionary))
     other, mine = made(2), made(3)
     _table[2] = other
-    _list.append(mine)
-    outside.take_back([mine])
+    outside.take_back(lambda value: value is mine)
     assert _table[2] is other
+    _list.append(mine)
+    outside.take_back(lambda value: value is mine)
     assert not _list
+    # What says which tables there are goes with them.
+    assert not _table
 
 
 def test_values_of_every_kind_lie_beside_and_are_not_asked_for_what_they_make() -> None:

@@ -104,7 +104,8 @@ class Draw:
     def part(self, gates: GateSet, start: int, size: int) -> Tensor:
         """The draw of ``size`` gates in a row; groups share one operator and its backward."""
         whole = self.read()
-        if not whole.requires_grad:
+        # Parts that one compiled graph has cut carry no gradient on from another.
+        if not whole.requires_grad or torch.compiler.is_compiling():
             return whole.narrow(0, start, size)
         if not self._parts:
             sizes = [size for gate, _ in gates for size in gate.layout.sizes]

@@ -49,10 +49,9 @@ class Labelled:
             if other is not None and other is not tensor and other.untyped_storage()._cdata == storage
         ]
 
-    def left(self, besides: Container[int]) -> list[torch.Tensor]:
-        """All labelled tensors that still exist, besides those of the given identities."""
-        weak = [weak for address, (weak, _) in self._labels.items() if address not in besides]
-        return [tensor for tensor in (one() for one in weak) if tensor is not None]
+    def left(self) -> list[torch.Tensor]:
+        """All labelled tensors that still exist."""
+        return [tensor for tensor in (weak() for weak, _ in self._labels.values()) if tensor is not None]
 
     def alive(self, besides: Container[int]) -> list[Label]:
         """Labels with units of all tensors that still exist, besides those of the given identities."""

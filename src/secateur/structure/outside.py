@@ -1,8 +1,8 @@
 """What a run leaves outside of its copy of the model, taken back: tables in caches, in globals and in classes.
 
 Code keeps tables that many layers share (positions, masks) where no copy of the model reaches them. A run on fake
-tensors would leave tables without numbers there, for the model itself to find; and a second run, which finds what the
-first one left, does something else than the first.
+tensors would leave tables without numbers there, for the model itself to find, and a run in float64 tables of
+float64; and a second run, which finds what the first one left, does something else than the first.
 """
 
 from __future__ import annotations
@@ -11,108 +11,222 @@ import functools
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from types import CellType, FunctionType, MethodType, ModuleType
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
-__all__ = ["Outside"]
+from secateur.structure.places import PLAIN, contents, differs, parts, places_of, put_back, undo
 
-#: How deep containers within containers are followed, how large ones are looked into, and how large ones are copied.
-_DEPTH, _SEARCHED, _COPIED = 3, 1_000, 100_000
-#: Packages that keep no tables of a model.
-_NEVER = sys.stdlib_module_names | {"torch", "numpy", "secateur"}
-#: Modules of Python whose objects hold what others put there: weak dictionaries, namespaces, a thread's own.
-_HOLDERS = frozenset({"weakref", "types", "_thread"})
+__all__ = ["Outside", "nothing_left"]
+
+#: How many values are looked at in all, and in one container; namespaces and classes are always taken whole.
+_IN_ALL, _IN_ONE = 200_000, 20_000
+#: How far is gone in other packages than those of the model's classes: variables, what they hold, and what that holds.
+_FAR = 3
+#: How many values are searched for a tensor in what has changed.
+_SEARCHED = 10_000
+#: Packages that keep no tables of a model: Python's, torch and what it needs.
+_NEVER = sys.stdlib_module_names | {"torch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "fsspec", "secateur"}
+#: What of Python's and torch's holds what others put there, and what hands on to it.
+_HOLDERS = (nn.Module, SimpleNamespace, threading.local, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 _CACHE = type(functools.lru_cache(maxsize=1)(len))
-#: What hands calls on to others, and to which.
-_WRAPPED: dict[type, Callable[[Any], Iterable[Any]]] = {
-    staticmethod: lambda one: (one.__func__,),
-    classmethod: lambda one: (one.__func__,),
-    MethodType: lambda one: (one.__func__, one.__self__),
-    functools.partial: lambda one: (one.func, *one.args, *one.keywords.values()),
-}
-_GONE = object()
+_CARRIERS = frozenset(
+    {
+        tuple,
+        CellType,
+        MethodType,
+        staticmethod,
+        classmethod,
+        property,
+        functools.partial,
+        functools.partialmethod,
+        _CACHE,
+    }
+)
+_MODULE_NAME = type.__dict__["__module__"]
 
 
 class Outside:
-    """The namespaces and containers that the code of a model writes to without the model, as they are now.
+    """The places that the code of a model writes to without the model, as they are now.
 
-    These are the globals of all modules of the packages that its classes are from, of what those import, and of its
-    hooks; their classes and objects, what their functions close over, and dictionaries and lists in any of them; and
-    the caches of ``functools``, wherever they are.
+    These are the globals of all modules of the packages that its classes are from, and what can be reached from them
+    and from its hooks: classes and objects, variables that functions close over, containers in any of them; and the
+    caches of ``functools``, wherever they are.
 
     Args:
         model: any module.
+        caches: whether to note what the caches hold now; it takes a search, and else is done where something is left.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-        packages = {_top(kind.__module__) for kind in kinds} - _NEVER
-        self._before: dict[int, tuple[Any, Any]] = {}
-        self._caches: list[Any] = []
-        self._misses: dict[Any, int] = {}
+    def __init__(self, model: nn.Module, *, caches: bool = False) -> None:
+        self._before: dict[int, tuple[Any, Any, str]] = {}
+        self._met: dict[int, Any] = {}
+        self._caches: dict[int, Any] = {}
+        self._misses: dict[int, int] = {}
         self._n_modules = 0
-        level: list[Any] = [module for name, module in list(sys.modules.items()) if _top(name) in packages]
-        level += kinds  # those defined within functions are in no module
-        level += _functions(model)
-        for _ in range(_DEPTH + 1):
-            level = [one for value in level for one in self._remember(value)]
+        own = {id(module) for module in model.modules()}
+        kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+        packages = {_package(kind) for kind in kinds} - _NEVER
+        roots: list[Any] = [one for name, one in list(sys.modules.items()) if _top(name) in packages]
+        roots += [kind for kind in kinds if _package(kind) in packages]
+        roots += _functions(model)
+        self._look(deque((one, "", 0) for one in roots), packages, own)
+        if caches:
+            self._filled()
 
-    def take_back(self, left: Iterable[torch.Tensor]) -> None:
-        """Undo what put these tensors where they outlive a run.
+    def take_back(self, is_left: Callable[[Any], bool]) -> None:
+        """Undo what put values where they outlive a run.
+
+        Where one is found, all that has changed in that package is undone: sizes and flags say what tables there are.
 
         Args:
-            left: tensors that a run has made.
+            is_left: whether a value is one that a run has made.
         """
-        mine = {id(tensor) for tensor in left}
-
-        def is_mine(value: Any) -> bool:
-            return id(value) in mine
-
-        for space, before in self._before.values():
-            _restore(space, before, is_mine)
+        changed: list[tuple[Any, Any, str, bool]] = []
+        for place, before, owner in self._before.values():
+            with suppress(Exception):  # whatever values of the user's raise when they are looked at
+                now = contents(place)
+                if differs(now, before):
+                    changed.append((place, before, owner, _holds(_new(now, before), is_left)))
+        owners = {owner for _, _, owner, held in changed if held}
+        for place, before, owner, held in changed:
+            if held or owner in owners:
+                with suppress(Exception):  # a place that cannot be set back does not keep others from it
+                    put_back(place, before)
         for cache in self._filled():
-            if any(_holds(one, is_mine) for one in gc.get_referents(cache)):
-                cache.cache_clear()
-                self._misses[cache] = 0
+            _empty(cache, is_left)
+            self._misses[id(cache)] = cache.cache_info().misses
 
-    def _remember(self, value: Any) -> Iterator[Any]:
-        """Copy the places of a value; what is in them, where that can be places again."""
-        for space in _spaces(value):
-            if id(space) in self._before or (issubclass(type(space), dict | list) and len(space) > _COPIED):
+    def _look(self, queue: deque[tuple[Any, str, int]], packages: set[str], own: set[int]) -> None:
+        """Copy all places that can be reached, the nearest first; in other packages than the model's those alone."""
+        left = _IN_ALL
+        while queue and left > 0:
+            value, owner, far = queue.popleft()
+            if id(value) in self._met or id(value) in own:
                 continue
-            before = _contents(space)
-            self._before[id(space)] = space, before
-            if len(before) <= _SEARCHED:
-                yield from before.values() if isinstance(before, dict) else before
+            self._met[id(value)] = value
+            with suppress(Exception):  # whatever values of the user's raise when they are looked at
+                kind = type(value)
+                if not owner:  # the model's own, or a hook's
+                    owner = _home(value)
+                    packages.add(owner)
+                elif kind is FunctionType or issubclass(kind, ModuleType):
+                    owner = _home(value)
+                    far = 0 if owner in packages else max(far, 1)
+                held: list[Any] = []
+                for place in places_of(value):
+                    held += self._copy(place, owner, whole=issubclass(kind, ModuleType | type))
+                left -= len(held)
+                if kind is FunctionType:
+                    held += [value.__globals__, *(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__]
+                elif kind in _CARRIERS:
+                    held += gc.get_referents(value)
+                else:
+                    held.append(kind)
+                if kind is _CACHE:
+                    self._caches[id(value)] = value
+                further = far + (far > 0)
+                if further <= _FAR:
+                    queue.extend((one, owner, further) for one in held if _followed(one))
+
+    def _copy(self, place: Any, owner: str, *, whole: bool) -> list[Any]:
+        """Copy a place; what it holds."""
+        if id(place) in self._before:
+            return []
+        before = contents(place)
+        if len(before) > _IN_ONE and not whole:
+            return []
+        self._before[id(place)] = place, before, owner
+        return list(before.values()) if isinstance(before, dict) else before
 
     def _filled(self) -> list[Any]:
         """Caches of functools that may have taken something in since this was asked last."""
         if self._n_modules != len(sys.modules):
             # To search all objects is slow; forwards seldom define caches, but they import modules that do.
             self._n_modules = len(sys.modules)
-            found = [one for one in gc.get_objects() if type(one) is _CACHE]
-            self._caches = [one for one in found if _top(getattr(one, "__module__", "")) not in _NEVER]
+            found = {id(one): one for one in gc.get_objects() if type(one) is _CACHE}
+            self._caches.update((key, one) for key, one in found.items() if _of_users(one))
         filled = []
-        for cache in self._caches:
+        for key, cache in self._caches.items():
             info = cache.cache_info()
-            if info.currsize and self._misses.get(cache) != info.misses:
+            if info.currsize and self._misses.get(key) != info.misses:
                 filled.append(cache)
-            self._misses[cache] = info.misses
+            self._misses[key] = info.misses
         return filled
 
 
+@contextmanager
+def nothing_left(model: nn.Module) -> Iterator[None]:
+    """Take back all tensors that come to lie outside of the model meanwhile: runs of copies are no calls of the model.
+
+    Args:
+        model: the model, of which copies run.
+    """
+    outside = Outside(model, caches=True)
+    before = {id(one): weakref.ref(one) for one in gc.get_objects() if issubclass(type(one), torch.Tensor)}
+
+    def is_left(value: Any) -> bool:
+        known = before.get(id(value))
+        return issubclass(type(value), torch.Tensor) and (known is None or known() is not value)
+
+    try:
+        yield
+    finally:
+        outside.take_back(is_left)
+
+
+def _followed(value: Any) -> bool:
+    """Whether places can be reached from a value: it is of the user's, or it holds what others put there."""
+    kind = type(value)
+    if kind in PLAIN:
+        return False
+    if issubclass(kind, type):
+        return _package(value) not in _NEVER
+    if kind is FunctionType or issubclass(kind, ModuleType):
+        return _home(value) not in _NEVER
+    if issubclass(kind, torch.Tensor):
+        return False
+    if issubclass(kind, dict | list | tuple | set | deque):
+        return bool(kind.__len__(value)) or not issubclass(kind, tuple)
+    return kind in _CARRIERS or issubclass(kind, _HOLDERS) or _package(kind) not in _NEVER
+
+
+def _home(value: Any) -> str:
+    """The package of a module, a function, a class or an object."""
+    kind = type(value)
+    if kind is FunctionType:
+        return _top(value.__module__)
+    if issubclass(kind, ModuleType):
+        return _top(ModuleType.__getattribute__(value, "__dict__").get("__name__"))
+    return _package(value if issubclass(kind, type) else kind)
+
+
 def _functions(model: nn.Module) -> Iterator[Any]:
-    """What modules call besides each other: hooks, and functions that are attributes."""
+    """What modules call besides each other: hooks, and functions that are attributes or in containers of these."""
+    for name, value in vars(torch_module).items():
+        if name.startswith("_global") and name.endswith("_hooks") and value:
+            yield from value.values()
     for module in model.modules():
         for name, value in vars(module).items():
             if name.endswith("_hooks") and value:
                 yield from value.values()
-            elif type(value) in (FunctionType, MethodType, functools.partial):
+            elif name not in _OF_TORCH and _followed(value):
                 yield value
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _package(kind: type) -> str:
+    """The package of a class, past its metaclass."""
+    return _top(_MODULE_NAME.__get__(kind))
 
 
 def _top(name: Any) -> str:
@@ -120,105 +234,44 @@ def _top(name: Any) -> str:
     return name.partition(".")[0] if isinstance(name, str) else "builtins"
 
 
-def _spaces(value: Any) -> Iterator[Any]:
-    """The places of a value where others can be kept: itself, its attributes, its variables."""
-    kind = type(value)
-    if issubclass(kind, dict | list):
-        yield value
-    elif kind is FunctionType:
-        yield from _places_of(value)
-    elif kind in _WRAPPED:
-        for one in _WRAPPED[kind](value):
-            yield from _spaces(one)
-    elif issubclass(kind, ModuleType):
-        if _top(vars(value).get("__name__")) not in _NEVER:
-            yield vars(value)
-    elif issubclass(kind, type):
-        if _ours(value):
-            yield value
-    elif _ours(kind) or kind.__module__ in _HOLDERS:
-        yield from _attributes(value)
+def _of_users(cache: Any) -> bool:
+    """Whether a cache may be of a function of the user's: those of partial objects and of builtins say nothing."""
+    function = cache.__wrapped__
+    return type(function) is not FunctionType or _top(function.__module__) not in _NEVER
 
 
-def _places_of(function: FunctionType) -> Iterator[Any]:
-    """Its globals, the variables that it closes over, containers among its defaults, and its attributes."""
-    if _ours(function):
-        yield function.__globals__
-    yield from function.__closure__ or ()
-    yield from [one for one in function.__defaults__ or () if issubclass(type(one), dict | list)]
-    yield function.__dict__
+def _empty(cache: Any, is_left: Callable[[Any], bool]) -> None:
+    """Take from a cache what a run has made: single results where it can be told, else all of them."""
+    for one in gc.get_referents(cache):
+        if one is cache.__wrapped__ or one is vars(cache):
+            continue
+        if type(one) is dict and cache.cache_parameters()["maxsize"] is None:
+            for key in [key for key, result in one.items() if _holds([key, result], is_left)]:
+                undo(one, key)
+        elif _holds([one], is_left):
+            cache.cache_clear()
+            return
 
 
-def _ours(value: Any) -> bool:
-    """Whether a class or a function is neither Python's nor torch's."""
-    return _top(value.__module__) not in _NEVER
-
-
-def _attributes(value: Any) -> Iterator[Any]:
-    """The attributes of an object, past whatever its class makes of them; none where it keeps them otherwise."""
-    try:
-        # A thread's own are made by asking.
-        found = vars(value) if type(value) is threading.local else object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return
-    if type(found) is dict:
-        yield found
-
-
-def _contents(space: Any) -> Any:
-    """A shallow copy of a place: a list as a list, all else as a dictionary."""
-    if type(space) is CellType:
-        try:
-            return {"cell_contents": space.cell_contents}
-        except ValueError:  # not yet assigned
-            return {}
-    if isinstance(space, type):
-        return dict(type.__getattribute__(space, "__dict__"))
-    if type(space) is dict:
-        return space.copy()  # at once, whatever other threads do to it
-    # Past what a subclass makes of its items: some make them when they are asked.
-    return dict(dict.items(space)) if issubclass(type(space), dict) else list.copy(space)
-
-
-def _restore(space: Any, before: Any, is_mine: Callable[[Any], bool]) -> None:
-    """Make a place what it was, if a tensor of the run has come to it."""
-    now = _contents(space)
+def _new(now: Any, before: Any) -> list[Any]:
+    """What a place holds that it did not hold before, keys among it."""
     if isinstance(now, list):
-        same = len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
-        if not same and any(_holds(one, is_mine) for one in now):
-            space[:] = before
-        return
-    changed = [key for key in {**before, **now} if before.get(key, _GONE) is not now.get(key, _GONE)]
-    if any(_holds(now.get(key), is_mine) for key in changed):
-        for key in changed:
-            _set(space, key, before.get(key, _GONE))
+        known = {id(one) for one in before}
+        return [one for one in now if id(one) not in known]
+    fresh = [(key, one) for key, one in now.items() if before.get(key, before) is not one]
+    return [one for pair in fresh for one in pair]
 
 
-def _set(space: Any, key: Any, value: Any) -> None:
-    if type(space) is CellType or isinstance(space, type):
-        if value is _GONE:
-            delattr(space, key)
-        else:
-            setattr(space, key, value)
-    elif value is _GONE:
-        del space[key]
-    else:
-        space[key] = value
-
-
-def _holds(value: Any, is_mine: Callable[[Any], bool], depth: int = _DEPTH) -> bool:
-    """Whether a value is a tensor of the run, or a container or an object with one in it."""
-    if isinstance(value, torch.Tensor):
-        return is_mine(value)
-    return depth > 0 and any(_holds(one, is_mine, depth - 1) for one in _parts(value))
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    kind = type(value)
-    if issubclass(kind, dict):
-        yield from dict.values(value)
-    elif issubclass(kind, list | tuple | set | frozenset):
-        yield from value
-    elif not issubclass(kind, type | ModuleType) and kind.__module__ not in _NEVER:
-        for attributes in _attributes(value):
-            yield from dict.values(attributes)
+def _holds(values: list[Any], is_left: Callable[[Any], bool]) -> bool:
+    """Whether one of some values is of the run, or holds one that is."""
+    queue, seen = deque(values), set[int]()
+    while queue and len(seen) < _SEARCHED:
+        value = queue.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if is_left(value):
+            return True
+        if not issubclass(type(value), type | ModuleType) and _followed(value):
+            queue.extend(parts(value))
+    return False

@@ -72,6 +72,7 @@ class Recorder(TorchDispatchMode):
     branches: Branches | None = None
     read: set[int] = field(default_factory=set)
     _labels: Labelled = field(default_factory=Labelled)
+    _saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         TorchDispatchMode.__init__(self)  # type: ignore[no-untyped-call]
@@ -100,6 +101,8 @@ class Recorder(TorchDispatchMode):
         inputs = tuple([self.label(tensor) for tensor in tensors])
         self.read.update(map(id, tensors))
         operator.check_types(values, tensors)
+        if operator.written:
+            self._save(tensors_among([values.get(name) for name in operator.written]))
         out = NotImplemented
         if self.fake_mode is not None:
             out = fake_result(self.fake_mode, func, values, tensors, args, kwargs)
@@ -163,9 +166,22 @@ class Recorder(TorchDispatchMode):
         """Label a tensor."""
         self._labels[tensor] = self.rulings.one(label)
 
-    def left(self, besides: Container[int]) -> list[torch.Tensor]:
-        """All tensors that were seen and still exist, besides those of the given identities."""
-        return self._labels.left(besides)
+    def left(self) -> list[torch.Tensor]:
+        """All tensors of the run, the model's own among them, that still exist."""
+        return [tensor for tensor in self._labels.left() if id(tensor) not in self._saved]
+
+    def unwrite(self) -> None:
+        """Give tensors that were there before the run, and are none of the model's, the numbers that they had."""
+        with torch.no_grad():
+            for tensor, numbers in self._saved.values():
+                tensor.copy_(numbers)
+
+    def _save(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Keep the numbers of tensors that will be written to, and that are neither the model's nor the run's."""
+        for tensor in tensors:
+            if self._labels.get(tensor) is None and id(tensor) not in self._saved and type(tensor) is not FakeTensor:
+                with _disable_current_modes():
+                    self._saved[id(tensor)] = tensor, tensor.detach().clone()
 
     def alive(self, besides: Container[int]) -> list[Label]:
         """Labels with units of all tensors that still exist, besides those of the given identities."""

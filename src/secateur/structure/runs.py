@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
@@ -115,12 +115,31 @@ def run(
         TraceError: the model cannot be copied.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if setting.fake else None
+    recorder = Recorder(rulings, mode, on_entry, branches=Branches() if calls else None)
+    try:
+        found = _recorded(model, setting, labels, norms, recorder, prepare)
+    finally:
+        _take_back(setting, recorder)
+    if isinstance(found, RunFailure):
+        raise found from found.error
+    return found
+
+
+def _recorded(
+    model: nn.Module,
+    setting: Setting,
+    labels: Mapping[str, Label],
+    norms: Mapping[str, RmsNorm],
+    recorder: Recorder,
+    prepare: Callable[[nn.Module], None] | None,
+) -> Run | RunFailure:
+    """What the run of a copy did, or how it failed; nothing holds the copy afterwards."""
+    mode = recorder.fake_mode
     twin = _copied(model, mode)
     if prepare is not None:
         prepare(twin)
     as_one_operator(twin, norms)
     twin.train(setting.training)
-    recorder = Recorder(rulings, mode, on_entry, branches=Branches() if calls else None)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in distinct_tensors(twin).items():
         tensors[name] = tensor
@@ -136,7 +155,6 @@ def run(
         recorder.set_label(made, Label(tuple(made.shape), data=True))
         return made
 
-    known = {id(tensor) for tensor in tensors.values()}
     args, kwargs = tree_map(give, tuple(setting.example.args)), tree_map(give, dict(setting.example.kwargs))
     error: Exception | None = None
     # What a model compiled by itself runs as it was written, or a compiler would compile the recorder.
@@ -154,30 +172,32 @@ def run(
             error = raised
     if error is not None:
         if prepare is not None:
-            del args, kwargs
             error = _without_frames(error)
-        _take_back(setting, recorder, known)
-        raise RunFailure(recorder.entries, list(recorder.stack), error) from error
+        return RunFailure(recorder.entries, list(recorder.stack), error)
     returned = tensors_in(out)
     if not returned:
-        _take_back(setting, recorder, known)
         raise TraceError(
             f"the model returned {type(out).__name__}, in which no tensor was found; expected a tensor or a container, "
             "dataclass or object that holds tensors. Wrap the model so that its forward returns the tensors themselves."
         )
     outputs = [recorder.label(tensor) for tensor in returned]
+    known = {id(tensor) for tensor in tensors.values()}
     read = frozenset(name for name, tensor in tensors.items() if id(tensor) in recorder.read)
     del out, returned, args, kwargs
-    escaped = recorder.alive(besides=known) if rulings.coupling.recording else []
-    _take_back(setting, recorder, known)
+    escaped = recorder.alive(besides=known) if recorder.coupling.recording else []
     branches = () if recorder.branches is None else tuple(recorder.branches.found())
     return Run(recorder.entries, outputs, escaped, read, recorder.returned, branches)
 
 
-def _take_back(setting: Setting, recorder: Recorder, known: Container[int]) -> None:
+def _take_back(setting: Setting, recorder: Recorder) -> None:
     """Undo what the run left outside of its copy; costly only where tensors of it are still there."""
-    if left := recorder.left(besides=known):
-        setting.outside.take_back(left)
+    recorder.unwrite()
+    mode = recorder.fake_mode
+    left = {id(tensor) for tensor in recorder.left()}
+    if left:
+        setting.outside.take_back(
+            lambda value: id(value) in left if mode is None else type(value) is FakeTensor and value.fake_mode is mode
+        )
 
 
 def _without_frames(error: Exception) -> Exception:
