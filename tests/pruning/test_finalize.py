@@ -504,3 +504,20 @@ def test_the_report_is_one_table() -> None:
     assert lines[-1].startswith("units kept: stem ")
     with pytest.raises(AttributeError):
         report.flipped = 3
+
+
+def test_a_model_that_was_converted_after_attach_is_proven_on_converted_examples() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    pruner = attach(net, examples=(torch.randn(2, 4),))
+    net.to(torch.bfloat16)
+    small, report = pruner.finalize()
+    assert next(small.parameters()).dtype == torch.bfloat16
+    assert report.proof is not None
+
+
+def test_a_report_says_where_gates_had_not_come_to_the_budget() -> None:
+    net = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 3))
+    pruner = attach(net, examples=(torch.randn(2, 4),), budget=Budget(keep_params=0.5))
+    _, report = pruner.finalize()
+    assert report.flipped
+    assert "points of the dense cost away from the budget" in str(report)

@@ -27,6 +27,7 @@ from secateur.structure.eps import settle_eps_
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep
 from secateur.structure.nested import tensors_in
+from secateur.structure.outside import nothing_left
 from secateur.structure.rounding import rounded_keep
 from secateur.structure.structure import Structure
 from secateur.structure.tensors import in_place_of, named_tensors, slots_of
@@ -159,9 +160,22 @@ def prove(
     kept = checked_keep(structure, keep)
     if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
         return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
+    with nothing_left(model):
+        return _proven(model, small, structure, kept, as_examples(examples), round_to, seed)
+
+
+def _proven(
+    model: nn.Module,
+    small: nn.Module,
+    structure: Structure,
+    kept: Keep,
+    examples: Sequence[Example],
+    round_to: int,
+    seed: int,
+) -> Proof:
     plan = plan_of(structure, rounded_keep(structure, kept, round_to))
     for precision in _PRECISIONS:
-        calls = tuple(precision.inputs(example) for example in as_examples(examples))
+        calls = tuple(precision.inputs(example) for example in examples)
         twin = copied(small)
         settle_eps_(twin, structure.norms)  # as mask does, before the type changes
         pair = _Pair(precision.module_(mask(model, structure, kept)), precision.module_(twin), precision, seed)

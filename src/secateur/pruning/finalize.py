@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.budgets.budget import NANOSECONDS
 from secateur.compaction.compact import PLAN, compact, cut_of
@@ -29,8 +30,9 @@ from secateur.structure.copies import deep_copy
 from secateur.structure.example import Example, summary
 from secateur.structure.groups import Cost
 from secateur.structure.nested import tensors_in
+from secateur.structure.outside import nothing_left
 
-__all__ = ["Report", "baked", "cut_to", "differences", "pin", "proved", "runnable", "with_multipliers_"]
+__all__ = ["Report", "as_now", "baked", "cut_to", "differences", "pin", "proved", "runnable", "with_multipliers_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,12 @@ class Report:
             for row in rows
         ]
         lines.append(f"units that the projection flipped: {self.flipped}")
+        if self.flipped and (apart := self._apart) > _FAR:
+            lines.append(
+                f"the gates were {100 * apart:.0f} points of the dense cost away from the budget: nothing was trained"
+                " without what the projection closed. Larger gate rates or more steps bring them there; magnitude"
+                " pruning goes by its own final_closed and steps"
+            )
         lines.append(
             "largest difference, gated and compact: "
             f"{_number(self.difference_float32)} as they are, {_number(self.difference_float64)} in float64"
@@ -98,6 +106,17 @@ class Report:
             lines.append(f"outputs that are still multiplied: {', '.join(self.multiplied)}")
         lines.append("units kept: " + ", ".join(f"{name} {n}/{size}" for name, (n, size) in self.widths.items()))
         return "\n".join(lines)
+
+    @property
+    def _apart(self) -> float:
+        """How far the cost of the gates was from that of the small model, the largest share of the dense one."""
+        pairs = [(self.gated.params, self.compact.params, self.dense.params)]
+        pairs.append((self.gated.macs, self.compact.macs, self.dense.macs))
+        return max(abs(gated - small) / max(dense, 1) for gated, small, dense in pairs)
+
+
+#: From how large a share of the dense cost on a report says that the gates had not come to the budget.
+_FAR = 0.05
 
 
 def _number(value: float) -> str:
@@ -205,6 +224,34 @@ def runnable(model: nn.Module, noted: Example) -> Example:
     ) from problem
 
 
+def as_now(model: nn.Module, example: Example) -> Example:
+    """Inputs of `attach` for a model that has been converted or moved since; as they are where it runs on them.
+
+    Raises:
+        GateError: it does not run on them in its own type and on its own device either.
+    """
+    tensors = [one for one in tree_leaves((example.args, dict(example.kwargs))) if isinstance(one, Tensor)]
+    own = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    dtypes, devices = {one.dtype for one in own}, {one.device for one in own}
+    as_before = all(one.dtype in dtypes or not one.is_floating_point() for one in tensors)
+    if not own or (as_before and all(one.device in devices for one in tensors)) or _problem(model, example) is None:
+        return example
+
+    def convert(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        return one.to(own[0].device, own[0].dtype if one.is_floating_point() else one.dtype)
+
+    converted = Example(*tree_map(convert, (example.args, dict(example.kwargs))))
+    if (problem := _problem(model, converted)) is None:
+        return converted
+    raise GateError(
+        f"finalize: the model does not run on the examples of attach any more, {summary(example)}, and its parameters"
+        f" are {', '.join(sorted(map(str, dtypes)))} now: {type(problem).__name__}: {problem}. Pass inputs for the"
+        " proof, as in pruner.finalize(examples=(x[:2],))"
+    ) from problem
+
+
 def _problem(model: nn.Module, example: Example) -> Exception | None:
     """What a model raises in evaluation mode."""
     try:
@@ -236,6 +283,19 @@ def differences(
     """
     if not examples:
         return math.nan, math.nan
+    with nothing_left(gated):
+        return _differences(gated, small, units, is_open, examples, removal, round_to)
+
+
+def _differences(
+    gated: nn.Module,
+    small: nn.Module,
+    units: Units,
+    is_open: Tensor,
+    examples: Sequence[Example],
+    removal: Removal | None,
+    round_to: int,
+) -> tuple[float, float]:
     as_is, _ = _difference(gated, small, examples)
 
     def cut(raised: nn.Module) -> nn.Module:

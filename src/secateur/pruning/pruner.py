@@ -25,7 +25,17 @@ from secateur.pruning.conditional import Conditional, When
 from secateur.pruning.draw import Draw
 from secateur.pruning.draws import Live, gates_of, live_of
 from secateur.pruning.estimate import Closure, Credit, task_loss
-from secateur.pruning.finalize import Report, baked, cut_to, differences, pin, proved, runnable, with_multipliers_
+from secateur.pruning.finalize import (
+    Report,
+    as_now,
+    baked,
+    cut_to,
+    differences,
+    pin,
+    proved,
+    runnable,
+    with_multipliers_,
+)
 from secateur.pruning.gateset import GateSet
 from secateur.pruning.landing import Landing
 from secateur.pruning.loading import refuse_dense_keys
@@ -382,8 +392,10 @@ class Pruner:
     def _proof_examples(self, examples: Examples | None) -> tuple[Example, ...]:
         if examples is not None:
             return as_examples(examples)
+        if self._examples:
+            return tuple(as_now(self.model, example) for example in self._examples)
         noted = self._live().example
-        return self._examples or (() if noted is None else (runnable(self.model, noted),))
+        return () if noted is None else (runnable(self.model, noted),)
 
     def _cut_in_place(self, is_open: Tensor, round_to: int) -> nn.Module:
         model = self.model

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -62,14 +62,14 @@ class Outside:
 
     Args:
         model: any module.
-        caches: whether to note what the caches hold now; it takes a search, and else is done where something is left.
     """
 
-    def __init__(self, model: nn.Module, *, caches: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._before: dict[int, tuple[Any, Any, str]] = {}
         self._met: dict[int, Any] = {}
         self._caches: dict[int, Any] = {}
         self._misses: dict[int, int] = {}
+        self._known: dict[int, frozenset[int]] = {}
         self._n_modules = 0
         own = {id(module) for module in model.modules()}
         kinds = {kind for module in model.modules() for kind in type(module).__mro__}
@@ -78,8 +78,6 @@ class Outside:
         roots += [kind for kind in kinds if _package(kind) in packages]
         roots += _functions(model)
         self._look(deque((one, "", 0) for one in roots), packages, own)
-        if caches:
-            self._filled()
 
     def take_back(self, is_left: Callable[[Any], bool]) -> None:
         """Undo what put values where they outlive a run.
@@ -101,8 +99,14 @@ class Outside:
                 with suppress(Exception):  # a place that cannot be set back does not keep others from it
                     put_back(place, before)
         for cache in self._filled():
-            _empty(cache, is_left)
+            _empty(cache, is_left, self._known.get(id(cache), frozenset()))
             self._misses[id(cache)] = cache.cache_info().misses
+
+    def note_caches(self) -> None:
+        """Note what is in the caches that were met: only what comes to it counts, and no others are searched for."""
+        self._n_modules = len(sys.modules)
+        for cache in self._filled():
+            self._known[id(cache)] = frozenset(id(one) for found in _results(cache) for one in found.values())
 
     def _look(self, queue: deque[tuple[Any, str, int]], packages: set[str], own: set[int]) -> None:
         """Copy all places that can be reached, the nearest first; in other packages than the model's those alone."""
@@ -169,17 +173,12 @@ def nothing_left(model: nn.Module) -> Iterator[None]:
     Args:
         model: the model, of which copies run.
     """
-    outside = Outside(model, caches=True)
-    before = {id(one): weakref.ref(one) for one in gc.get_objects() if issubclass(type(one), torch.Tensor)}
-
-    def is_left(value: Any) -> bool:
-        known = before.get(id(value))
-        return issubclass(type(value), torch.Tensor) and (known is None or known() is not value)
-
+    outside = Outside(model)
+    outside.note_caches()
     try:
         yield
     finally:
-        outside.take_back(is_left)
+        outside.take_back(lambda value: issubclass(type(value), torch.Tensor))
 
 
 def _followed(value: Any) -> bool:
@@ -240,17 +239,25 @@ def _of_users(cache: Any) -> bool:
     return type(function) is not FunctionType or _top(function.__module__) not in _NEVER
 
 
-def _empty(cache: Any, is_left: Callable[[Any], bool]) -> None:
+def _empty(cache: Any, is_left: Callable[[Any], bool], known: Set[int]) -> None:
     """Take from a cache what a run has made: single results where it can be told, else all of them."""
-    for one in gc.get_referents(cache):
-        if one is cache.__wrapped__ or one is vars(cache):
-            continue
-        if type(one) is dict and cache.cache_parameters()["maxsize"] is None:
-            for key in [key for key, result in one.items() if _holds([key, result], is_left)]:
-                undo(one, key)
-        elif _holds([one], is_left):
-            cache.cache_clear()
-            return
+    for results in _results(cache):
+        fresh = [key for key, result in results.items() if id(result) not in known]
+        for key in fresh:
+            if _holds([key, results[key]], is_left):
+                undo(results, key)
+        return
+    if _holds(
+        [one for one in gc.get_referents(cache) if one is not cache.__wrapped__ and type(one) is not dict], is_left
+    ):
+        cache.cache_clear()
+
+
+def _results(cache: Any) -> list[dict[Any, Any]]:
+    """The results of a cache without bound, by what was asked; none of another, which keeps them otherwise."""
+    if cache.cache_parameters()["maxsize"] is not None:
+        return []
+    return [one for one in gc.get_referents(cache) if type(one) is dict and one is not vars(cache)]
 
 
 def _new(now: Any, before: Any) -> list[Any]:
