@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import secateur as sc
+from secateur.structure.norms import find_rms_norms
 from secateur.structure.outside import Outside
 
 
@@ -327,3 +328,111 @@ class Closed:
 
 _lazy = Lazy(a=1)
 _odd = [list[int], types.MappingProxyType({}), Closed(), weakref.ref(Closed), iter([]), functools.partial(made, 2)]
+
+
+def by_type(x: Tensor) -> Tensor:
+    """A table for a number of examples, in the type of the first that asked."""
+    if len(x) not in _table:
+        _table[len(x)] = torch.ones(len(x), 1, dtype=x.dtype)
+    return _table[len(x)]
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * by_type(x)
+
+
+class Norm(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(n)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_type(x) * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight
+
+
+def in_type(x: Tensor) -> Tensor:
+    if x.shape[-1] not in _table:
+        _table[x.shape[-1]] = torch.ones(x.shape[-1], dtype=x.dtype)
+    return _table[x.shape[-1]]
+
+
+@pytest.mark.parametrize("rules", [None, [sc.Rule("activations", where="1")]], ids=["units", "activations"])
+def test_proofs_in_float64_leave_no_tables_of_it(rules: list[sc.Rule] | None) -> None:
+    fresh("dictionary")
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Scale(), nn.Linear(8, 3))
+    pruner = sc.attach(net, examples=(torch.rand(2, 4),), gates=rules, budget=sc.Budget(keep_params=0.6))
+    small, _ = pruner.finalize()
+    assert all(table.dtype == torch.float32 for table in _table.values())
+    assert small(torch.rand(4, 4)).dtype == torch.float32
+
+
+def test_compact_and_the_search_for_norms_leave_none_either() -> None:
+    fresh("dictionary")
+    normed = nn.Sequential(nn.Linear(4, 8), Norm(8), nn.Linear(8, 3))
+    assert list(find_rms_norms(normed, Outside(normed).nothing_left)) == ["1"]
+    assert not _table
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Scale(), nn.Linear(8, 3))
+    structure = sc.trace(net, (torch.rand(2, 4),))
+    small = sc.compact(net, structure, {structure.groups[0].name: torch.arange(3)}, examples=(torch.rand(2, 4),))
+    assert not _table
+    assert small(torch.rand(2, 4)).dtype == torch.float32
+
+
+class Rope:
+    """Two places that go together: what there is, and how much of it."""
+
+    tables: ClassVar[dict[str, Tensor]] = {}
+    longest: ClassVar[int] = 0
+
+    @classmethod
+    def of(cls, n: int) -> Tensor:
+        if n > cls.longest:
+            cls.tables["cos"], cls.longest = made(n), n
+        return cls.tables["cos"][:n]
+
+
+def test_what_says_which_tables_there_are_goes_with_them() -> None:
+    net = Net(Rope.of)
+    assert sizes(sc.trace(net, (torch.rand(2, 4),))) == [8]
+    assert not Rope.tables
+    assert Rope.longest == 0
+    assert not isinstance(net(torch.rand(2, 4)), FakeTensor)
+
+
+def test_an_interrupted_trace_leaves_nothing() -> None:
+    fresh("dictionary")
+
+    def interrupted(n: int) -> Tensor:
+        in_dictionary(n)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sc.trace(Net(interrupted), (torch.rand(2, 4),))
+    assert not _table
+
+
+@functools.cache
+def registry() -> Holder:
+    return Holder()
+
+
+def test_one_object_for_all_that_a_cache_holds_stays_that_object() -> None:
+    kept = registry()
+    kept.mine[7] = table = made(7)
+    assert sizes(sc.trace(Net(lambda n: registry().in_object(n)), (torch.rand(2, 4),))) == [8]
+    assert registry() is kept
+    assert list(kept.mine) == [7]
+    assert kept.mine[7] is table
+
+
+_center = torch.ones(3)
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["fake", "real"])
+def test_tensors_that_a_forward_writes_to_have_their_numbers_back(looks: bool) -> None:
+    def moved(n: int) -> Tensor:
+        return _center.mul_(0.5)
+
+    sc.trace(Net(moved, looks=looks), (torch.rand(2, 4),))
+    assert torch.equal(_center, torch.ones(3))

@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +72,15 @@ class RmsNorm:
     kind: Kind
 
 
-def find_rms_norms(model: nn.Module) -> dict[str, RmsNorm]:
-    """The RMSNorm layers of a model by their module path (the first one of a shared module)."""
+def find_rms_norms(
+    model: nn.Module, trying: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> dict[str, RmsNorm]:
+    """The RMSNorm layers of a model by their module path (the first one of a shared module).
+
+    Args:
+        model: any module; copies of its layers are run.
+        trying: the context in which code that is not torch's is run.
+    """
     found: dict[str, RmsNorm] = {}
     tried: dict[tuple[object, ...], Kind | None] = {}
     for path, module in model.named_modules():
@@ -86,7 +93,8 @@ def find_rms_norms(model: nn.Module) -> dict[str, RmsNorm]:
         for name in _candidates(module):
             kind = (type(module), name, key, weight.dtype, _settings(module))
             if kind not in tried:
-                tried[kind] = _recognise(module, key, name)
+                with nullcontext() if type(module) is nn.RMSNorm else trying():
+                    tried[kind] = _recognise(module, key, name)
             if (known := tried[kind]) is not None:
                 dot = f"{path}." if path else ""
                 found[path] = RmsNorm(f"{dot}{key}", f"{dot}{name}", eps_of(module, name, weight.dtype), known)

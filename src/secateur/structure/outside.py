@@ -24,7 +24,7 @@ from torch.nn.modules import module as torch_module
 
 from secateur.structure.places import PLAIN, contents, differs, parts, places_of, put_back, undo
 
-__all__ = ["Outside", "nothing_left"]
+__all__ = ["Outside"]
 
 #: How many values are looked at in all, and in one container; namespaces and classes are always taken whole.
 _IN_ALL, _IN_ONE = 200_000, 20_000
@@ -102,11 +102,21 @@ class Outside:
             _empty(cache, is_left, self._known.get(id(cache), frozenset()))
             self._misses[id(cache)] = cache.cache_info().misses
 
-    def note_caches(self) -> None:
-        """Note what is in the caches that were met: only what comes to it counts, and no others are searched for."""
-        self._n_modules = len(sys.modules)
+    @contextmanager
+    def nothing_left(self) -> Iterator[None]:
+        """Take back all tensors that come to lie there meanwhile: runs of copies are no calls of the model.
+
+        Of the caches of ``functools`` only those are looked at that can be reached.
+        """
+        searched, self._n_modules = self._n_modules, len(sys.modules)
         for cache in self._filled():
             self._known[id(cache)] = frozenset(id(one) for found in _results(cache) for one in found.values())
+        try:
+            yield
+        finally:
+            self.take_back(lambda value: issubclass(type(value), torch.Tensor))
+            self._n_modules = searched
+            self._known.clear()
 
     def _look(self, queue: deque[tuple[Any, str, int]], packages: set[str], own: set[int]) -> None:
         """Copy all places that can be reached, the nearest first; in other packages than the model's those alone."""
@@ -164,21 +174,6 @@ class Outside:
                 filled.append(cache)
             self._misses[key] = info.misses
         return filled
-
-
-@contextmanager
-def nothing_left(model: nn.Module) -> Iterator[None]:
-    """Take back all tensors that come to lie outside of the model meanwhile: runs of copies are no calls of the model.
-
-    Args:
-        model: the model, of which copies run.
-    """
-    outside = Outside(model)
-    outside.note_caches()
-    try:
-        yield
-    finally:
-        outside.take_back(lambda value: issubclass(type(value), torch.Tensor))
 
 
 def _followed(value: Any) -> bool:

@@ -85,10 +85,11 @@ def _traced(model: nn.Module, calls: tuple[Example, ...]) -> Structure:
     coupling = Coupling()
     sites = Sites.of(model, coupling)
     _freeze_from_the_start(model, coupling, sites)
-    norms = find_rms_norms(model)
+    outside = Outside(model)
+    norms = find_rms_norms(model, outside.nothing_left)
     rulings = Rulings(coupling)
     labels = {name: rulings.one(label) for name, label in sites.labels().items()}
-    recorded, notes = _record(model, calls, labels, rulings, norms)
+    recorded, notes = _record(model, calls, labels, rulings, norms, outside)
     read = frozenset().union(*(one.run.read for one in recorded))
     for one in recorded:
         _freeze_outputs(coupling, one.run)
@@ -161,12 +162,13 @@ def _record(
     labels: Mapping[str, Label],
     rulings: Rulings,
     norms: Mapping[str, RmsNorm],
+    outside: Outside,
 ) -> tuple[list[Recorded], tuple[str, ...]]:
     """Run every example in evaluation and training mode; on fake tensors wherever they do."""
     coupling = rulings.coupling
     recorded: list[Recorded] = []
     notes: list[str] = []
-    fake, outside = True, Outside(model)
+    fake = True
     for position, example in enumerate(calls):
         for training in (False, True):
             coupling.count_products = position == 0 and not training
