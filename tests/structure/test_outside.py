@@ -9,6 +9,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -424,6 +425,26 @@ def test_one_object_for_all_that_a_cache_holds_stays_that_object() -> None:
     assert registry() is kept
     assert list(kept.mine) == [7]
     assert kept.mine[7] is table
+
+
+_current: ContextVar[Tensor | None] = ContextVar("current", default=None)
+
+
+def in_context(n: int) -> Tensor:
+    if (found := _current.get()) is None:
+        _current.set(found := made(n))
+    return found
+
+
+def test_what_cannot_be_taken_back_is_said() -> None:
+    assert any("could not be taken back" in note for note in sc.trace(Net(in_context), (torch.rand(2, 4),)).notes)
+    _current.set(None)
+    net = Net(in_context)
+    net(torch.rand(2, 4))
+    structure = sc.trace(net, (torch.rand(2, 4),))
+    assert sizes(structure) == [8]
+    assert not structure.notes
+    _current.set(None)
 
 
 _center = torch.ones(3)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -42,11 +43,21 @@ def _operator() -> Callable[[Tensor, Tensor, float, float, str], Tensor]:
     return cast("Callable[[Tensor, Tensor, float, float, str], Tensor]", operator)
 
 
-def as_one_operator(model: nn.Module, norms: Mapping[str, RmsNorm]) -> None:
-    """Let the RMSNorms of a (copied) model run as the operator ``secateur::rms_norm``, in place."""
+@contextmanager
+def as_one_operator(model: nn.Module, norms: Mapping[str, RmsNorm]) -> Iterator[None]:
+    """Let the RMSNorms of a (copied) model run as the operator ``secateur::rms_norm`` meanwhile, in place."""
+    own = {path: vars(model.get_submodule(path)).get("forward") for path in norms}
     for path, norm in norms.items():
         module = model.get_submodule(path)
         module.forward = functools.partial(_forward, module, path, norm, module.forward)
+    try:
+        yield
+    finally:
+        for path, forward in own.items():  # a module that holds itself would outlive its model
+            attributes = vars(model.get_submodule(path))
+            del attributes["forward"]
+            if forward is not None:
+                attributes["forward"] = forward
 
 
 def _forward(module: nn.Module, path: str, norm: RmsNorm, own: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -62,6 +62,9 @@ class Outside:
 
     Args:
         model: any module.
+
+    Attributes:
+        suspects: tensors of runs that were still there when these had been taken back.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -71,6 +74,7 @@ class Outside:
         self._misses: dict[int, int] = {}
         self._known: dict[int, frozenset[int]] = {}
         self._n_modules = 0
+        self.suspects: list[weakref.ref[torch.Tensor]] = []
         own = {id(module) for module in model.modules()}
         kinds = {kind for module in model.modules() for kind in type(module).__mro__}
         packages = {_package(kind) for kind in kinds} - _NEVER
@@ -101,6 +105,13 @@ class Outside:
         for cache in self._filled():
             _empty(cache, is_left, self._known.get(id(cache), frozenset()))
             self._misses[id(cache)] = cache.cache_info().misses
+
+    def kept(self) -> bool:
+        """Whether one of the suspects, tensors that could not be found anywhere here, is still there."""
+        if all(one() is None for one in self.suspects):
+            return False
+        gc.collect()  # most are held by reference cycles alone
+        return any(one() is not None for one in self.suspects)
 
     @contextmanager
     def nothing_left(self) -> Iterator[None]:
@@ -170,7 +181,8 @@ class Outside:
         filled = []
         for key, cache in self._caches.items():
             info = cache.cache_info()
-            if info.currsize and self._misses.get(key) != info.misses:
+            # Not by its size: a result whose key cannot be compared stays in a cache that counts none.
+            if self._misses.get(key, 0) != info.misses:
                 filled.append(cache)
             self._misses[key] = info.misses
         return filled

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,6 @@ def _recorded(
     twin = _copied(model, mode)
     if prepare is not None:
         prepare(twin)
-    as_one_operator(twin, norms)
     twin.train(setting.training)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in distinct_tensors(twin).items():
@@ -159,6 +159,7 @@ def _recorded(
     error: Exception | None = None
     # What a model compiled by itself runs as it was written, or a compiler would compile the recorder.
     with (
+        as_one_operator(twin, norms),
         watch(twin, recorder),
         _same_draws(twin),
         _quiet(),
@@ -198,6 +199,8 @@ def _take_back(setting: Setting, recorder: Recorder) -> None:
         setting.outside.take_back(
             lambda value: id(value) in left if mode is None else type(value) is FakeTensor and value.fake_mode is mode
         )
+        if mode is not None:
+            setting.outside.suspects += map(weakref.ref, recorder.left())
 
 
 def _without_frames(error: Exception) -> Exception:

@@ -201,6 +201,8 @@ def _record(
                 )
                 continue
             recorded.append(Recorded(setting, one))
+    if outside.kept():
+        notes.append(_KEPT)
     return recorded, tuple(dict.fromkeys(notes))
 
 
@@ -269,6 +271,10 @@ def _does_not_run(model: nn.Module, name: str, setting: Setting, failure: RunFai
     )
 
 
+_KEPT = (
+    "the forward keeps tensors where they could not be taken back, and what this trace left there has no numbers: call"
+    " the model once before it is traced, so that what it keeps is there"
+)
 #: What fake tensors raise where a number is asked of them.
 _LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 #: What torch's BatchNorm says of a batch that it cannot train on.
