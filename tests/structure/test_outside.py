@@ -368,6 +368,14 @@ def test_proofs_in_float64_leave_no_tables_of_it(rules: list[sc.Rule] | None) ->
     assert small(torch.rand(4, 4)).dtype == torch.float32
 
 
+def test_what_another_thread_puts_there_meanwhile_is_not_taken_from_it() -> None:
+    fresh("list")
+    with Outside(Net(in_list)).nothing_left():
+        _list.append(torch.rand(2))
+    assert len(_list) == 1
+    fresh("list")
+
+
 def test_compact_and_the_search_for_norms_leave_none_either() -> None:
     fresh("dictionary")
     normed = nn.Sequential(nn.Linear(4, 8), Norm(8), nn.Linear(8, 3))

@@ -36,6 +36,8 @@ _SEARCHED = 10_000
 _NEVER = sys.stdlib_module_names | {"torch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "fsspec", "secateur"}
 #: What of Python's and torch's holds what others put there, and what hands on to it.
 _HOLDERS = (nn.Module, SimpleNamespace, threading.local, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
+#: Types of numbers that proofs compute in.
+_WIDE = frozenset({torch.float64, torch.complex128})
 _CACHE = type(functools.lru_cache(maxsize=1)(len))
 _CARRIERS = frozenset(
     {
@@ -115,9 +117,10 @@ class Outside:
 
     @contextmanager
     def nothing_left(self) -> Iterator[None]:
-        """Take back all tensors that come to lie there meanwhile: runs of copies are no calls of the model.
+        """Take back tensors of float64 that come to lie there meanwhile, for copies of the model run in it.
 
-        Of the caches of ``functools`` only those are looked at that can be reached.
+        Others are as the model itself would have made them, or another thread's. Of the caches of ``functools`` only
+        those are looked at that can be reached.
         """
         searched, self._n_modules = self._n_modules, len(sys.modules)
         for cache in self._filled():
@@ -125,7 +128,7 @@ class Outside:
         try:
             yield
         finally:
-            self.take_back(lambda value: issubclass(type(value), torch.Tensor))
+            self.take_back(lambda value: issubclass(type(value), torch.Tensor) and value.dtype in _WIDE)
             self._n_modules = searched
             self._known.clear()
 
