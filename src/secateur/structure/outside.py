@@ -58,8 +58,8 @@ _MODULE_NAME = type.__dict__["__module__"]
 class Outside:
     """The places that the code of a model writes to without the model, as they are now.
 
-    These are the globals of all modules of the packages that its classes are from, and what can be reached from them
-    and from its hooks: classes and objects, variables that functions close over, containers in any of them; and the
+    These are the globals of the modules that its classes are from, and what can be reached from them and from its
+    hooks: other modules, classes and objects, variables that functions close over, containers in any of them; and the
     caches of ``functools``, wherever they are.
 
     Args:
@@ -80,7 +80,8 @@ class Outside:
         own = {id(module) for module in model.modules()}
         kinds = {kind for module in model.modules() for kind in type(module).__mro__}
         packages = {_package(kind) for kind in kinds} - _NEVER
-        roots: list[Any] = [one for name, one in list(sys.modules.items()) if _top(name) in packages]
+        homes = {kind.__module__ for kind in kinds if _package(kind) in packages}
+        roots: list[Any] = [sys.modules[name] for name in homes if name in sys.modules]
         roots += [kind for kind in kinds if _package(kind) in packages]
         roots += _functions(model)
         self._look(deque((one, "", 0) for one in roots), packages, own)
