@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -172,8 +172,8 @@ class Recorder(TorchDispatchMode):
 
     def unwrite(self) -> None:
         """Give tensors that were there before the run, and are none of the model's, the numbers that they had."""
-        with torch.no_grad():
-            for tensor, numbers in self._saved.values():
+        for tensor, numbers in self._saved.values():
+            with torch.no_grad(), suppress(RuntimeError):  # inference tensors, and those whose elements overlap
                 tensor.copy_(numbers)
 
     def _save(self, tensors: Sequence[torch.Tensor]) -> None:
