@@ -27,7 +27,7 @@ from secateur.structure.eps import settle_eps_
 from secateur.structure.example import Example, Examples, as_examples
 from secateur.structure.groups import Keep
 from secateur.structure.nested import tensors_in
-from secateur.structure.outside import Outside
+from secateur.structure.outside import nothing_left
 from secateur.structure.rounding import rounded_keep
 from secateur.structure.structure import Structure
 from secateur.structure.tensors import in_place_of, named_tensors, slots_of
@@ -160,7 +160,7 @@ def prove(
     kept = checked_keep(structure, keep)
     if any(isinstance(tensor, FakeTensor) for tensor in named_tensors(model).values()):
         return Proof(math.nan, math.nan, math.nan, (), ("fake tensors have no numbers to compare",))
-    with Outside(model).nothing_left():
+    with nothing_left(model):
         return _proven(model, small, structure, kept, as_examples(examples), round_to, seed)
 
 

@@ -30,7 +30,7 @@ from secateur.structure.copies import deep_copy
 from secateur.structure.example import Example, summary
 from secateur.structure.groups import Cost
 from secateur.structure.nested import tensors_in
-from secateur.structure.outside import Outside
+from secateur.structure.outside import nothing_left
 
 __all__ = ["Report", "as_now", "baked", "cut_to", "differences", "pin", "proved", "runnable", "with_multipliers_"]
 
@@ -283,7 +283,7 @@ def differences(
     """
     if not examples:
         return math.nan, math.nan
-    with Outside(gated).nothing_left():
+    with nothing_left(gated):
         return _differences(gated, small, units, is_open, examples, removal, round_to)
 
 

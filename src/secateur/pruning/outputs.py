@@ -27,7 +27,7 @@ from secateur.structure.example import Example
 from secateur.structure.groups import Group
 from secateur.structure.nested import tensors_in
 from secateur.structure.outputs import At, Output, same_units
-from secateur.structure.outside import Outside
+from secateur.structure.outside import nothing_left
 from secateur.structure.scale import scale_output_
 from secateur.structure.structure import Structure
 from secateur.structure.tensors import listed
@@ -270,7 +270,7 @@ def links(
     if not found or not examples:
         return {}
     by_name = {group.name: group for group in groups}
-    with Outside(model).nothing_left():
+    with nothing_left(model):
         if _same(model, structure, [(by_name[name], link) for name, link in found.items()], examples):
             return found
         return {

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.nn.modules import module as torch_module
 
 from secateur.structure.places import PLAIN, contents, differs, parts, places_of, put_back, undo
 
-__all__ = ["Outside"]
+__all__ = ["Outside", "nothing_left"]
 
 #: How many values are looked at in all, and in one container; namespaces and classes are always taken whole.
 _IN_ALL, _IN_ONE = 200_000, 20_000
@@ -32,8 +32,12 @@ _IN_ALL, _IN_ONE = 200_000, 20_000
 _FAR = 3
 #: How many values are searched for a tensor in what has changed.
 _SEARCHED = 10_000
-#: Packages that keep no tables of a model: Python's, torch and what it needs.
-_NEVER = sys.stdlib_module_names | {"torch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "fsspec", "secateur"}
+#: Packages that keep no tables of a model: Python's, torch and what it needs, and what runs tests.
+_NEVER = (
+    sys.stdlib_module_names
+    | {"torch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "fsspec", "secateur"}
+    | {"pytest", "_pytest", "pluggy", "xdist", "hypothesis"}
+)
 #: What of Python's and torch's holds what others put there, and what hands on to it.
 _HOLDERS = (nn.Module, SimpleNamespace, threading.local, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 #: Types of numbers that proofs compute in.
@@ -190,6 +194,12 @@ class Outside:
                 filled.append(cache)
             self._misses[key] = info.misses
         return filled
+
+
+def nothing_left(model: nn.Module) -> AbstractContextManager[None]:
+    """`Outside.nothing_left` of a model that computes in less than proofs do; of another they leave what it leaves."""
+    floating = [one.dtype for one in model.parameters() if one.is_floating_point() or one.is_complex()]
+    return nullcontext() if floating and _WIDE.issuperset(floating) else Outside(model).nothing_left()
 
 
 def _followed(value: Any) -> bool:
